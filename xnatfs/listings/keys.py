@@ -115,6 +115,13 @@ class DemographicsKey(ListKey):
 
 
 @dataclass(frozen=True, slots=True)
+class AuthorsKey(ListKey):
+    """The investigators of a project."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
 class PrearchiveListKey(ListKey):
     """A list of the prearchive. None is persisted: sessions stay there for minutes."""
 
@@ -244,6 +251,7 @@ def item_keys(item: Item) -> list[ListKey]:
         made += [ScansKey(item[1]), AssessorsKey(item[1])]
     if item[0] == "projects":
         made += [BidsMapKey(item[1]), ImageLabelsKey(item[1]), SessionLabelsKey(item[1]), DemographicsKey(item[1])]
+        made.append(AuthorsKey(item[1]))
     return [*made, AllSubjectsKey(), AllExperimentsKey()]
 
 

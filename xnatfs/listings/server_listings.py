@@ -30,6 +30,7 @@ from xnatfs.listings.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
     AssessorsKey,
+    AuthorsKey,
     BidsMapKey,
     DemographicsKey,
     ExperimentsKey,
@@ -271,6 +272,8 @@ class ServerListings:
                 return lambda: bids.bids_map(xnat, project), lambda row: row.id, bids.BidsMapRow
             case DemographicsKey(project):
                 return lambda: bids.demographics(xnat, project), lambda row: row.id, bids.Demographics
+            case AuthorsKey(project):
+                return lambda: bids.authors(xnat, project), lambda row: row.id, bids.Author
             case ImageLabelsKey(project):
                 return lambda: bids.image_labels(xnat, project), lambda row: row.id, bids.ResourceLabels
             case SessionLabelsKey(project):

@@ -83,6 +83,13 @@ class Demographics:
         return cls(row.need("ID", "xnat:subjectdata/id"), sex, row.text("group"), age, hand)
 
 
+@dataclass(frozen=True, slots=True)
+class Author:
+    """An investigator of a project."""
+
+    id: str  # the name, given name first
+
+
 def is_converted(label: str) -> bool:
     """Return whether a resource with this label holds converted images or their sidecars."""
     return label.strip().upper() in ("NIFTI", "BIDS")
@@ -181,6 +188,14 @@ async def demographics(xnat: Xnat, project: str) -> list[Demographics]:
     """List sex, group, age and handedness of a project's subjects, as far as the account may read them."""
     rows = await xnat.rows("projects", project, "subjects", columns="ID,gender,group,age,handedness")
     return [Demographics.parse(row) for row in rows]
+
+
+async def authors(xnat: Xnat, project: str) -> list[Author]:
+    """Return the principal investigator of a project, and then the others; a row without a name if there are none."""
+    document = await xnat.item("projects", project)
+    people = [*document.children.get("PI", ()), *document.children.get("investigators/investigator", ())]
+    names = (" ".join(filter(None, map(each.fields.get, ("firstname", "lastname")))) for each in people)
+    return [Author(name) for name in dict.fromkeys(names) if name] or [Author("")]
 
 
 async def bids_map(xnat: Xnat, project: str = "") -> list[BidsMapRow]:

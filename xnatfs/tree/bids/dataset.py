@@ -13,6 +13,7 @@ from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound, TimedOut, Unreachable
 from xnatfs.common.tasks import gather
 from xnatfs.listings.keys import (
+    AuthorsKey,
     BidsMapKey,
     BidsOutlineKey,
     BidsPlanKey,
@@ -25,7 +26,7 @@ from xnatfs.listings.keys import (
 )
 from xnatfs.listings.ttl_cache import Expiring, Listing
 from xnatfs.prefetch.checked_list import LIST_TIMEOUT_SECONDS, UNTRUSTED_SECONDS
-from xnatfs.rest.bids import BidsMapRow, Demographics, ResourceLabels, may_hold_tree, parse_map
+from xnatfs.rest.bids import Author, BidsMapRow, Demographics, ResourceLabels, may_hold_tree, parse_map
 from xnatfs.rest.models import Experiment, Item, Subject
 from xnatfs.site import Site
 from xnatfs.tree.bids import generated
@@ -244,10 +245,17 @@ class Dataset:
 
     async def demographics(self) -> Listing[Demographics] | None:
         """Return sex and group of the subjects; None if the server does not list them to the account."""
+        return await self._further(DemographicsKey(self.project.id), "participants without sex and group")
+
+    async def authors(self) -> Listing[Author] | None:
+        """Return the investigators of the project; None if the server does not tell them."""
+        return await self._further(AuthorsKey(self.project.id), "no author beside the principal investigator")
+
+    async def _further(self, key: ListKey, lack: str) -> Listing[Any] | None:
         try:
-            return await self.site.listings.get(DemographicsKey(self.project.id))
+            return await self.site.listings.get(key)
         except (BadReply, NotFound, Denied) as error:
-            log.info("bids/%s has participants without sex and group: %s", self.project.id, error)
+            log.info("bids/%s has %s: %s", self.project.id, lack, error)
             return None
 
     async def stored(self, outline: Outline, subject: SubjectFolder) -> tuple[Tree, list[SessionFolder]]:
