@@ -268,16 +268,8 @@ class ServerListings:
                 return lambda: xnat.assessors(experiment), lambda row: row.id, Assessor
             case ResourcesKey(item, below):
                 return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
-            case BidsMapKey(project):
-                return lambda: bids.bids_map(xnat, project), lambda row: row.id, bids.BidsMapRow
-            case DemographicsKey(project):
-                return lambda: bids.demographics(xnat, project), lambda row: row.id, bids.Demographics
-            case AuthorsKey(project):
-                return lambda: bids.authors(xnat, project), lambda row: row.id, bids.Author
-            case ImageLabelsKey(project):
-                return lambda: bids.image_labels(xnat, project), lambda row: row.id, bids.ResourceLabels
-            case SessionLabelsKey(project):
-                return lambda: bids.session_labels(xnat, project), lambda row: row.id, bids.ResourceLabels
+            case BidsMapKey() | DemographicsKey() | AuthorsKey() | ImageLabelsKey() | SessionLabelsKey():
+                return _request_for_bids(xnat, key)
             case FilesKey(item, below):
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
             case PrearchiveKey():
@@ -290,3 +282,18 @@ class ServerListings:
             case ReceivedLogKey(revision):
                 return lambda: prearchive_lists.last_message(xnat, revision), lambda text: text, str
         raise KeyError(key)
+
+
+def _request_for_bids(xnat: Xnat, key: ListKey) -> Request:
+    match key:
+        case BidsMapKey(project):
+            return lambda: bids.bids_map(xnat, project), lambda row: row.id, bids.BidsMapRow
+        case DemographicsKey(project):
+            return lambda: bids.demographics(xnat, project), lambda row: row.id, bids.Demographics
+        case AuthorsKey(project):
+            return lambda: bids.authors(xnat, project), lambda row: row.id, bids.Author
+        case ImageLabelsKey(project):
+            return lambda: bids.image_labels(xnat, project), lambda row: row.id, bids.ResourceLabels
+        case SessionLabelsKey(project):
+            return lambda: bids.session_labels(xnat, project), lambda row: row.id, bids.ResourceLabels
+    raise KeyError(key)

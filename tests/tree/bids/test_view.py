@@ -224,6 +224,44 @@ async def test_participants_have_what_the_server_states(tmp_path):
         assert (row["sex"], row["group"], row["xnat_label"]) == ("F", "control group", "CASE 1")
 
 
+async def test_other_resources_are_reported_and_not_shown(tmp_path):
+    made = as_xnat_converts()
+    one = made.experiments["DEMO_E00001"]
+    for resources, label, name in (
+        (one.scans[0].resources, "DICOM", "1.dcm"),
+        (one.scans[0].resources, "secondary", "1.dcm"),
+        (one.scans[3].resources, "PHYSIO", "log.puls"),
+        (one.resources, "brain_mask@", "mask.nii.gz"),  # as FrameTree keeps derivatives
+        (one.resources, "PROVENANCE", "brain_mask@.json"),
+        (made.assessor(one, "FS").resources, "DATA", "mri/T1.mgz"),
+    ):
+        made.file(made.resource(resources, label), name, b"1")
+    async with opened(made, tmp_path) as (site, _):
+        rows = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
+        assert {(row["scan"], row["file"]) for row in rows} == {
+            ("2", "secondary"), ("3", "PHYSIO"), ("n/a", "brain_mask@"), ("n/a", "assessors/DEMO_E00002/DATA"),
+        }  # fmt: skip
+        assert len(await tree(await find(site, ONE))) == 11
+        site.views = ViewOptions(hidden=("secondary",))
+        site.reload(None)
+        assert "secondary" not in {row["file"] for row in await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")}
+
+
+async def test_authors_are_all_investigators_where_the_server_tells_them(tmp_path):
+    async with opened(as_xnat_converts(), tmp_path) as (site, demo):
+        described = json.loads(await content(await find(site, "bids/P/dataset_description.json")))
+        assert described["Authors"] == ["Pat Demo", "Robin Sample"]
+
+        def refuse(request):
+            if request.path == "/data/projects/P":
+                raise Failed(403, "no")
+
+        demo.faults.append(refuse)
+        site.reload(None)
+        described = json.loads(await content(await find(site, "bids/P/dataset_description.json")))
+        assert described["Authors"] == ["Demo"]  # the list of projects states no more
+
+
 async def test_options_decide_about_sessions(tmp_path):
     async with opened(as_xnat_converts(), tmp_path) as (site, _):
         site.views = ViewOptions(bids_options=("ses=suffix", "dates"))

@@ -13,6 +13,7 @@ from xnatfs.listings.keys import FilesKey, ListKey, ResourcesKey, ScansKey
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.series_files import version
 from xnatfs.prefetch.sidecars import SessionSidecars
+from xnatfs.rest.address import with_digits
 from xnatfs.rest.bids import is_converted, may_hold_tree
 from xnatfs.rest.models import FileRow, Resource, Scan, natural
 from xnatfs.tree.bids import generated
@@ -25,7 +26,6 @@ from xnatfs.tree.bids.rules.plan import SessionPlanner
 from xnatfs.tree.file_source import catalogue_of
 from xnatfs.tree.node import Dir
 from xnatfs.tree.resource_files import ResourceFiles
-from xnatfs.tree.resources import ResourceDir
 from xnatfs.tree.sessions import ScanDir, SessionDir
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class SessionPlanning:
         scans, resources, files = await gather(*(partial(site.listings.get, key) for key in keys))
         used = {**made_of, **dict(zip(keys, (scans, resources, files), strict=True))}
         found = _scan_files(scans, resources, files)
-        shared = await self._resource_files({file.resource for each in found for file in each.files}, files)
+        shared = await self._resource_files({file.resource for each in found for file in each.files}, resources, files)
         shown = [ScanFiles(each.scan, [file for file in each.files if file.resource in shared]) for each in found]
         tar = self._sidecars(shared)
         sidecars: dict[StoredFile, Sidecar] = {}
@@ -108,7 +108,9 @@ class SessionPlanning:
         small = [each for each in catalogues if not any(is_image(path) for path in each.paths())]
         return SessionSidecars(self._site.xnat, self._site.content, self._home.item, small)
 
-    async def _resource_files(self, wanted: Collection[str], listing: Listing[FileRow]) -> dict[str, ResourceFiles]:
+    async def _resource_files(
+        self, wanted: Collection[str], resources: Listing[Resource], files: Listing[FileRow]
+    ) -> dict[str, ResourceFiles]:
         """Return what the nodes of these resources' files share, as far as the mount shows them.
 
         The directories are made anew: cached ones could be of older listings than the plan.
@@ -116,11 +118,12 @@ class SessionPlanning:
         found: dict[str, ResourceFiles] = {}
         scans = await self._home.child("scans")
         assert isinstance(scans, Dir)
+        digits = with_digits(resources.rows)
         for scan in (await scans.load()).nodes.values() if wanted else ():
             assert isinstance(scan, ScanDir)
-            for node in (await scan.load()).nodes.values():
-                if isinstance(node, ResourceDir) and node.resource.id in wanted:
-                    found[node.resource.id] = ResourceFiles(node, listing)
+            for node in scan.made_of(resources, digits):
+                if node.resource.id in wanted:
+                    found[node.resource.id] = ResourceFiles(node, files)
         return found
 
     async def _read(self, shared: Mapping[str, ResourceFiles], file: StoredFile) -> Sidecar:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from xnatfs.tree.bids.rules.names import is_image
+from xnatfs.tree.bids.rules.names import is_image, split_extension
 
 PHYSIO, EYES = "physiological recordings are not shown", "eye tracking is not shown"
 EVENTS, BEHAVIOUR = "events are not shown", "behavioural data are not shown"
@@ -37,9 +37,17 @@ _UNREPORTED = frozenset({"DICOM", "SNAPSHOTS", "PROVENANCE"})
 def kind_of(path: str) -> str:
     """Return why a file of this path is not shown, '' if nothing speaks against it."""
     lower = path.lower()
-    name = lower.rpartition("/")[2]
-    suffix = name.partition(".")[0].rpartition("_")[2]
-    return _BY_SUFFIX.get(suffix, "") or next((kind for ending, kind in _BY_ENDING if ending.search(lower)), "")
+    stem, extension = split_extension(lower.rpartition("/")[2])
+    # Of other images this is the last word of a description, which a map may name.
+    is_named = stem.startswith("sub-") or not extension
+    if is_named and (kind := kind_of_name(stem.partition(".")[0])):
+        return kind
+    return next((kind for ending, kind in _BY_ENDING if ending.search(lower)), "")
+
+
+def kind_of_name(name: str) -> str:
+    """Return why a BIDS name is not shown, by its suffix; '' if nothing speaks against it."""
+    return _BY_SUFFIX.get(re.split("[_/]", name.lower())[-1], "")
 
 
 def other_data(label: str, paths: Iterable[str]) -> list[str]:

@@ -14,6 +14,7 @@ from xnatfs.tree.bids.rules.images import Reasons, Sidecar, Sidecars, StoredFile
 from xnatfs.tree.bids.rules.maps import BidsMap, MapLine, noted, reproin
 from xnatfs.tree.bids.rules.metadata import assign_field_maps, keep_complete, name_tasks
 from xnatfs.tree.bids.rules.names import BidsName, InvalidName, accepts_extension, is_image
+from xnatfs.tree.bids.rules.others import kind_of_name
 from xnatfs.tree.bids.rules.series import (
     GRADIENT_ECHO,
     MappedScan,
@@ -136,7 +137,8 @@ class SessionPlanner:
             return line.parse()
         except InvalidName as error:
             if images:
-                self._leave(scan, "", f"{line.bidsname!r} of the {line.source}: {error}", map_line(scan))
+                reason = kind_of_name(line.bidsname) or str(error)
+                self._leave(scan, "", f"{line.bidsname!r} of the {line.source}: {reason}", map_line(scan))
             return None
 
     def _named(self, scan: Scan, name: BidsName, line: MapLine | None, images: Sequence[StoredImage]) -> NamedSeries:
