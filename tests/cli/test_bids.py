@@ -68,6 +68,17 @@ def test_a_file_that_is_no_map_is_named(images):
     assert done.err.strip().endswith("is not a list")
 
 
+def test_a_map_of_the_site_that_is_none_is_named_and_the_projects_is_used(images):
+    images.app.archive.configurations.put("bids", "bidsmap", "{", project="")
+    done = images.ctl("bids", "map", "P")
+    assert "the BIDS map of the site is not JSON: no line of it is copied" in done.err
+    assert {"series_description": "T1 3D", "bidsname": "acq-spgr_T1w"} in done.rows
+    rows = [(row["scan"], row["reason"]) for row in images.ctl("bids", "report", "P", "-o", "json").rows]
+    assert rows[0] == (None, "the BIDS map of the site is not JSON: no line of it is used")
+    assert rows[1] == (None, "the BIDS map of the site is not JSON, and nothing else names scan 3")
+    images.app.archive.configurations.put("bids", "bidsmap", "[]", project="")
+
+
 @pytest.mark.parametrize("option", ["--cache-dir", "--ca-bundle", "--shared-cache", "--bids-map"])
 def test_a_home_that_is_none_is_named(images, option):
     mount = replace(images, program=(str(SCRIPTS / "xnatfs"),))

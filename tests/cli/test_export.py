@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from tests.support.commanding import OWNER, PASSWORD, shell
 from tests.support.mounting import mounting
+from xnatfs.demo.server.reply import Failed
 
 TABLES = ["subjects.tsv", "sessions.tsv", "scans.tsv"]
 PROJECT = "MYPROJECT"
@@ -31,6 +33,22 @@ def test_an_export_is_whole_repeatable_and_replaces_nothing_unasked(tmp_path):
         assert "project NOSUCH not found" in prompt.ctl("project", "export", "NOSUCH", status=5).err
         absent = prompt.ctl("project", "export", PROJECT, "/proc/nowhere", status=74).err
         assert "/proc/nowhere" in absent
+
+
+def test_a_table_that_the_server_refuses_is_reported_and_the_others_are_written(tmp_path, monkeypatch):
+    def refuse(request):
+        if request.path == "/data/experiments":
+            raise Failed(500, "null")
+
+    with shell(tmp_path) as prompt:
+        monkeypatch.setattr(prompt.app, "faults", [refuse])
+        done = prompt.ctl("project", "export", PROJECT, "tables", "-o", "json", status=8)
+        assert {Path(row["file"]).name: row["state"] for row in done.rows} == {
+            **dict.fromkeys(TABLES, "written"),
+            "scans.tsv": "failed",
+        }
+        assert re.search("scans.tsv cannot be made: .*500", done.err)
+        assert sorted(os.listdir(prompt.home / "tables")) == ["sessions.tsv", "subjects.tsv"]
 
 
 @pytest.mark.fuse

@@ -313,7 +313,8 @@ def test_a_whole_tree_is_shown_as_it_is_and_wins_over_scans(demo, mount):
     dataset = mount.path / "bids" / "BIDS_TREES"
     assert json.loads((dataset / "dataset_description.json").read_text())["Name"] == "Trees, as uploaded"
     images = {path for path in listed(dataset) if path.endswith((".nii.gz", ".json")) and path.startswith("sub-")}
-    stems = ("sub-01/ses-base/anat/sub-01_ses-base_T1w", "sub-02/ses-first/anat/sub-02_ses-first_T1w")
+    sessions = (("01", "base"), ("02", "first"), ("03", "only"))
+    stems = [f"sub-{subject}/ses-{label}/anat/sub-{subject}_ses-{label}_T1w" for subject, label in sessions]
     assert images == {f"{stem}{ending}" for stem in stems for ending in (".nii.gz", ".json")}
     walked = {"/".join(entry["path"]): entry for entry in mount.walk("bids/BIDS_TREES", read=True)}
     for path in images:

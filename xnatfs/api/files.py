@@ -30,9 +30,8 @@ def os_errors(path: str) -> Iterator[None]:
         yield
     except XnatError as error:
         raise OSError(errno_of(error), str(error), path) from error
-    except (IsADirectoryError, NotADirectoryError) as error:
-        number = errno.EISDIR if isinstance(error, IsADirectoryError) else errno.ENOTDIR
-        raise type(error)(number, str(error), path) from None
+    except IsADirectoryError as error:
+        raise IsADirectoryError(errno.EISDIR, str(error), path) from None
 
 
 class XnatFile(io.RawIOBase):

@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from xnatfs.common.errors import NotFound, Stale
+from xnatfs import tree
+from xnatfs.common.errors import Stale
 from xnatfs.content import Blob
 from xnatfs.listings.revocation import Permit
 from xnatfs.tree.node import UNDATED, Dir, File, Link, Node, measure
-
-# Links that are followed for one path, as Linux does.
-MAX_LINKS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +54,8 @@ class OpenBlob:
 
 
 async def find(root: Dir, path: str) -> Node:
-    """Return the node at a path, and follow links on the way. Raises NotFound."""
-    node: Node = root
-    left = _parts(path)[::-1]
-    links = 0
-    while left:
-        name = left.pop()
-        if name == "..":
-            node = node.parent or node
-            continue
-        if not isinstance(node, Dir):
-            raise NotADirectoryError(f"{'/'.join(node.path)} is not a directory")
-        node = await node.child(name)
-        if isinstance(node, Link):
-            links += 1
-            if links > MAX_LINKS:
-                raise NotFound(f"{path} leads through more than {MAX_LINKS} links")
-            left += _parts(await node.follow())[::-1]
-            node = node.parent or root
-    return node
+    """Return the node at a path, and follow links on the way. Raises NotFound, NotDirectory."""
+    return await tree.find(root, _parts(path))
 
 
 async def stat(root: Dir, path: str) -> DirEntry:

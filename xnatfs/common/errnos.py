@@ -15,6 +15,7 @@ from xnatfs.common.errors import (
     MountpointError,
     NamespaceError,
     NoRoute,
+    NotDirectory,
     NotFound,
     ReadOnly,
     Stale,
@@ -26,6 +27,7 @@ from xnatfs.common.errors import (
 # The most specific class decides. Every subclass of XnatError is here or below one that is (tested).
 ERRNOS: dict[type[XnatError], int] = {
     NotFound: errno.ENOENT,
+    NotDirectory: errno.ENOTDIR,
     LoginRequired: errno.EACCES,
     Denied: errno.EACCES,
     NoRoute: errno.EHOSTUNREACH,

@@ -2,6 +2,7 @@
 
     XnatError
     +-- NotFound          the server has no such item, or hides it from this account (404)
+    |   +-- NotDirectory     a path leads through a file as if that was a directory
     |   `-- NothingMatches   it has items, and none that the filters of a command leave
     +-- LoginRequired     there are no credentials, or the server refused them (401)
     +-- Denied            the account may not do this (403)
@@ -53,6 +54,10 @@ class XnatError(Exception):
 
 class NotFound(XnatError):
     """The server has no such item, or hides it from this account."""
+
+
+class NotDirectory(NotFound):
+    """A path leads through a file as if that was a directory."""
 
 
 class NothingMatches(NotFound):

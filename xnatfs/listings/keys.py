@@ -101,8 +101,22 @@ class ImageLabelsKey(ListKey):
 
 
 @dataclass(frozen=True, slots=True)
+class SessionLabelsKey(ListKey):
+    """The labels of the resources that a project's sessions have themselves, by session."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
 class DemographicsKey(ListKey):
     """The demographics of a project's subjects."""
+
+    project: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuthorsKey(ListKey):
+    """The investigators of a project."""
 
     project: str
 
@@ -235,7 +249,8 @@ def item_keys(item: Item) -> list[ListKey]:
     if item[0] == "experiments":
         made += [ScansKey(item[1]), AssessorsKey(item[1])]
     if item[0] == "projects":
-        made += [BidsMapKey(item[1]), ImageLabelsKey(item[1]), DemographicsKey(item[1])]
+        made += [BidsMapKey(item[1]), ImageLabelsKey(item[1]), SessionLabelsKey(item[1]), DemographicsKey(item[1])]
+        made.append(AuthorsKey(item[1]))
     return [*made, AllSubjectsKey(), AllExperimentsKey()]
 
 

@@ -30,6 +30,7 @@ from xnatfs.listings.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
     AssessorsKey,
+    AuthorsKey,
     BidsMapKey,
     DemographicsKey,
     ExperimentsKey,
@@ -44,13 +45,13 @@ from xnatfs.listings.keys import (
     ReceivedResourcesKey,
     ResourcesKey,
     ScansKey,
+    SessionLabelsKey,
     SubjectsKey,
     keys_below,
 )
 from xnatfs.listings.store import MAX_AGE_SECONDS, ListingStore
 from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
-from xnatfs.rest import prearchive_lists
-from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels
+from xnatfs.rest import bids, prearchive_lists
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
 from xnatfs.rest.models import (
@@ -267,12 +268,8 @@ class ServerListings:
                 return lambda: xnat.assessors(experiment), lambda row: row.id, Assessor
             case ResourcesKey(item, below):
                 return lambda: xnat.resources(item, below=below), lambda row: row.group, Resource
-            case BidsMapKey(project):
-                return lambda: xnat.bids_map(project), lambda row: row.id, BidsMapRow
-            case DemographicsKey(project):
-                return lambda: xnat.demographics(project), lambda row: row.id, Demographics
-            case ImageLabelsKey(project):
-                return lambda: xnat.image_labels(project), lambda row: row.id, ImageLabels
+            case BidsMapKey() | DemographicsKey() | AuthorsKey() | ImageLabelsKey() | SessionLabelsKey():
+                return _request_for_bids(xnat, key)
             case FilesKey(item, below):
                 return lambda: xnat.files(item, below=below), lambda row: row.resource_id, FileRow
             case PrearchiveKey():
@@ -285,3 +282,18 @@ class ServerListings:
             case ReceivedLogKey(revision):
                 return lambda: prearchive_lists.last_message(xnat, revision), lambda text: text, str
         raise KeyError(key)
+
+
+def _request_for_bids(xnat: Xnat, key: ListKey) -> Request:
+    match key:
+        case BidsMapKey(project):
+            return lambda: bids.bids_map(xnat, project), lambda row: row.id, bids.BidsMapRow
+        case DemographicsKey(project):
+            return lambda: bids.demographics(xnat, project), lambda row: row.id, bids.Demographics
+        case AuthorsKey(project):
+            return lambda: bids.authors(xnat, project), lambda row: row.id, bids.Author
+        case ImageLabelsKey(project):
+            return lambda: bids.image_labels(xnat, project), lambda row: row.id, bids.ResourceLabels
+        case SessionLabelsKey(project):
+            return lambda: bids.session_labels(xnat, project), lambda row: row.id, bids.ResourceLabels
+    raise KeyError(key)

@@ -13,13 +13,12 @@ from urllib.parse import urlencode
 
 import httpx
 
-from xnatfs.common.errors import BadReply, Denied, NotFound
+from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.common.tasks import gather
 from xnatfs.http.documents import fetch_bytes, fetch_json, fetch_text
 from xnatfs.http.messages import ChangeReply, HttpRequest, RequestBody
 from xnatfs.http.replies import close
 from xnatfs.http.transport import Transport, open_transport
-from xnatfs.rest.bids import NO_LINE, BidsMapRow, Demographics, ImageLabels, map_rows
 from xnatfs.rest.changes import ChangedItems
 from xnatfs.rest.contents import Contents
 from xnatfs.rest.file_table import Catalogue, Catalogues
@@ -45,6 +44,7 @@ from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import SessionStore
 
 SUBJECT_RESOURCE_LABEL = "xnat:subjectData/resources/resource/label"
+SHARED_INTO = "xnat:imagesessiondata/sharing/share/project"
 
 
 @asynccontextmanager
@@ -187,7 +187,7 @@ class Xnat(Contents):
         The server joins over the whole project, which takes seconds with thousands of sessions. Raises BadReply if it
         does not support that.
         """
-        where = {"xnat:imagesessiondata/sharing/share/project" if shared else "project": project}
+        where = {SHARED_INTO if shared else "project": project}
         columns = ",".join(("ID", *SCAN_COLUMNS, SCAN_LABEL))
 
         def collect() -> Collected[dict[str, JoinedScans]]:
@@ -196,21 +196,6 @@ class Xnat(Contents):
 
         params = {"xsiType": "xnat:imageSessionData", "columns": columns, **where}
         return await self._lists.collected(collect, "/data/experiments", params)
-
-    async def image_labels(self, project: str) -> list[ImageLabels]:
-        """List the labels of the resources of all scans of a project, and of sessions shared into it.
-
-        Servers that refuse the latter list leave these sessions out.
-        """
-
-        async def shared() -> dict[str, JoinedScans]:
-            try:
-                return await self.scans_of_project(project, shared=True)
-            except (NotFound, Denied, BadReply):
-                return {}
-
-        found = await gather(lambda: self.scans_of_project(project), shared)
-        return ImageLabels.of({**found[1], **found[0]})
 
     async def assessors_of_many(self, experiments: Sequence[str]) -> dict[str, list[Assessor]]:
         """List the assessors of these sessions, by the session's accession ID.
@@ -243,23 +228,6 @@ class Xnat(Contents):
             labels = found.setdefault(row.need("ID", "xnat:subjectdata/id"), set())
             labels.update(filter(None, [row.text(SUBJECT_RESOURCE_LABEL)]))
         return found
-
-    async def demographics(self, project: str) -> list[Demographics]:
-        """List sex, group, age and handedness of a project's subjects, as far as the account may read them."""
-        path = f"/data/projects/{segment(project)}/subjects"
-        return await self._lists.parsed(Demographics.parse, path, columns="ID,gender,group,age,handedness")
-
-    async def bids_map(self, project: str = "") -> list[BidsMapRow]:
-        """Fetch a project's map of BIDS names, or the site's: where there is none, a row without a name.
-
-        The text comes in a table, as UTF-8; as plain text it would lose letters on most servers.
-        """
-        where = f"/data/projects/{segment(project)}/config" if project else "/data/config"
-        try:
-            rows = await self._lists.rows(f"{where}/bids/bidsmap")
-        except (NotFound, Denied):
-            rows = []
-        return map_rows(rows, f"the BIDS map of {project or 'the site'}") or [NO_LINE]
 
     async def document(self, *item: str) -> dict[str, str]:
         """Fetch the fields of one project, subject or experiment."""

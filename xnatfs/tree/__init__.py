@@ -1,16 +1,17 @@
 """The tree: what an XNAT looks like as directories and files. It knows XNAT and nothing of FUSE."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+from xnatfs.common.errors import NotDirectory, NotFound
 from xnatfs.site import Site
 from xnatfs.tree.archive.layout import ArchiveDir
 from xnatfs.tree.bids.view import BidsProjects
 from xnatfs.tree.links import ExperimentLinks, SubjectLinks
-from xnatfs.tree.node import Dir, Node, StaticDir
+from xnatfs.tree.node import Dir, Link, Node, StaticDir
 from xnatfs.tree.prearchive import PrearchiveDir
 from xnatfs.tree.projects import Projects
 
-__all__ = ["VIEWS", "Root"]
+__all__ = ["VIEWS", "Root", "find"]
 
 # The top-level directories, each made of its site, the root and its own name; `settings/views.py` has all names.
 VIEWS: dict[str, Callable[[Site, Dir, str], Dir]] = {
@@ -21,6 +22,10 @@ VIEWS: dict[str, Callable[[Site, Dir, str], Dir]] = {
     "bids": lambda site, root, name: BidsProjects(site, root, name, Projects(site, root, "projects")),
     "archive": ArchiveDir,
 }
+
+
+# Links that are followed for one path, as path_resolution(7) counts them.
+MAX_LINKS = 40
 
 
 class Root(StaticDir):
@@ -38,3 +43,38 @@ class Root(StaticDir):
     async def child(self, name: str) -> Node:
         """Return a view. `projects` is found even if it is not shown, since links lead there."""
         return Projects(self.site, self, name) if name == "projects" else await super().child(name)
+
+
+async def _child(directory: Dir, name: str) -> Node:
+    return await directory.child(name)
+
+
+async def find(root: Dir, names: Sequence[str], child: Callable[[Dir, str], Awaitable[Node]] = _child) -> Node:
+    """Return the node of a path, and follow links on the way.
+
+    Args:
+        root: The directory that the path begins at, and does not leave.
+        names: The parts of the path; ".." is the directory above.
+        child: Return the node of a name in a directory.
+
+    Raises:
+        NotFound: It does not exist, or leads through too many links.
+        NotDirectory: It leads through a file.
+    """
+    node: Node = root
+    rest, links = list(reversed(names)), 0
+    while rest:
+        name = rest.pop()
+        if name == "..":
+            node = node.parent or root
+            continue
+        if not isinstance(node, Dir):
+            raise NotDirectory(f"{'/'.join(node.path)} is not a directory")
+        parent, node = node, await child(node, name)
+        if isinstance(node, Link):
+            links += 1
+            if links > MAX_LINKS:
+                raise NotFound(f"{'/'.join(names)} leads through more than {MAX_LINKS} links")
+            rest += reversed((await node.follow()).split("/"))
+            node = parent
+    return node

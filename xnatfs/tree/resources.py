@@ -4,16 +4,18 @@ All resources of a session are listed at once, and all its files at once, when a
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply
 from xnatfs.listings.keys import FoldersKey, ListKey
+from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.address import Address, with_digits
+from xnatfs.rest.models import Resource
 from xnatfs.site import Site
 from xnatfs.tree.folders import Folders, build
 from xnatfs.tree.names import assign
-from xnatfs.tree.node import Children, Dir
+from xnatfs.tree.node import Children, Dir, Node
 from xnatfs.tree.resource_view import ResourcePlace, ResourceView
 
 
@@ -32,15 +34,21 @@ class ResourcesDir(Dir):
         assert self.parent is not None
         await self.parent.look_into()
         listing = await self.site.resources(self.place.item, self.place.below)
-        resources = listing.groups.get(self.place.group, ())
-        named = assign(resources, lambda row: row.label, lambda row: row.id, self.reserved)
-        digits, place = with_digits(listing.rows), self.place
-        nodes = {
-            name: ResourceDir(self, name, place, row, Address.of(row, place.item, place.home, place.base, digits))
-            for name, row in named.items()
-            if self.site.views.shows_resource(row.label)
-        }
+        nodes: dict[str, Node] = {node.name: node for node in self.made_of(listing, with_digits(listing.rows))}
         return Children(nodes, listing.expires)
+
+    def made_of(self, listing: Listing[Resource], digits: Sequence[Resource]) -> "Iterator[ResourceDir]":
+        """Yield the directories of its resources.
+
+        Args:
+            listing: The listing that shows them.
+            digits: The resources in it whose label can be mistaken for a number.
+        """
+        resources, place = listing.groups.get(self.place.group, ()), self.place
+        for name, row in assign(resources, lambda row: row.label, lambda row: row.id, self.reserved).items():
+            if self.site.views.shows_resource(row.label):
+                address = Address.of(row, place.item, place.home, place.base, digits)
+                yield ResourceDir(self, name, place, row, address)
 
     def sources(self) -> Sequence[ListKey]:
         return [self.place.key]

@@ -20,6 +20,7 @@ from xnatfs.tree.bids.rules.images import StoredFile
 from xnatfs.tree.bids.rules.labels import Labelled, folder_labels, without_subject
 from xnatfs.tree.bids.rules.maps import BidsMap, noted, reproin
 from xnatfs.tree.bids.rules.names import BidsName, InvalidName
+from xnatfs.tree.bids.rules.others import other_data
 from xnatfs.tree.bids.rules.plan import SessionPlanner
 
 Fields = Mapping[str, Any]
@@ -466,6 +467,60 @@ def test_spin_echoes_have_their_direction_and_are_one_field_map():
     assert images(made).keys() == {"fmap/dir-AP_epi", "fmap/dir-PA_epi", "func/task-rest_bold"}
     assert made.metadata["sub-S_ses-E_task-rest_bold"]["B0FieldSource"] == "epi"
     assert "PhaseEncodingDirection" in reasons(made)["c.nii.gz"]
+
+
+# -- other data --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("sub-1_task-x_physio.tsv.gz", "physiological recordings"),
+        ("sub-1_task-x_events.tsv", "events"),
+        ("sub-1_task-x_recording-eye_physioevents.tsv.gz", "eye tracking"),
+        ("sub-1_trc-fdg_pet.nii.gz", "PET"),
+        ("sub-1_task-x_meg.fif", "MEG"),
+        ("run1.edf", "EEG"),
+        ("sub-1_desc-brain_mask.nii.gz", "derivatives"),
+        ("dwi.mif.gz", "MRtrix"),
+        ("x.txt", "is no NIfTI file"),
+    ],
+)
+def test_other_data_is_left_out_with_its_reason(name, why):
+    stored = [*files("2", "t1"), StoredFile("2", name, 2)]
+    made = plan([ScanFiles(scan("2", "T1"), stored)], a_map(T1="T1w"))
+    assert images(made).keys() == {"anat/T1w"}
+    assert why in reasons(made)[name]
+
+
+def test_a_map_may_name_an_image_of_which_the_description_ends_like_other_data():
+    made = plan([ScanFiles(scan("2", "T1 mask"), files("2", "2_T1_mask"))], a_map(T1_mask="acq-mask_T1w"))
+    assert images(made) == {"anat/acq-mask_T1w": "2_T1_mask"}
+
+
+def test_a_map_that_names_other_data_is_told_so():
+    made = plan([ScanFiles(scan("2", "PET"), files("2", "x"))], a_map(PET="pet/trc-fdg_pet"))
+    assert reasons(made)["2"] == "'pet/trc-fdg_pet' of the map: PET is not shown"
+    assert guess(scan("2", "PhysioLog")) == guess(scan("2", "PET AC")) == ""
+
+
+def test_files_without_their_image_are_reported():
+    made = plan([ScanFiles(scan("2", "T1"), files("2", "t1", extensions=(".json", ".bval")))], a_map(T1="T1w"))
+    assert reasons(made)["t1.json"] == reasons(made)["t1.bval"] == "no image has its name"
+
+
+def test_other_resources_are_reported_by_kind():
+    assert other_data("Physio", ["a.puls", "a.resp", "a.log"]) == ["physiological recordings are not shown (2 files)"]
+    assert other_data("fs", ["mri/T1.mgz", "surf/lh.pial", "scripts/x.log"]) == [
+        "the output of FreeSurfer is a derivative (2 files)"
+    ]
+    assert other_data("fmriprep", ["dataset_description.json"]) == ["derivatives are not shown (1 file)"]
+    assert other_data("secondary", ["1.dcm"]) == ["secondary captures are not shown (1 file)"]
+    assert other_data("brain_mask@", ["x.nii.gz"]) == [
+        "images are shown of scans' resources NIFTI and BIDS only (1 file)"
+    ]
+    for label in ("DICOM", "SNAPSHOTS", "PROVENANCE"):
+        assert other_data(label, ["x.nii.gz"]) == []
 
 
 # -- any session -------------------------------------------------------------------------------------------------

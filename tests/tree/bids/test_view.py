@@ -116,6 +116,53 @@ async def test_a_map_that_is_none_is_an_error_and_no_other_names(tmp_path):
             await tree(await find(site, "bids/P/sub-S1/ses-E1"))
 
 
+@pytest.mark.parametrize("text", ["{", "{}", '[{"bidsname": "T1w"}]', "\xff"])
+async def test_a_map_of_the_site_that_is_none_leaves_what_the_projects_names(tmp_path, text):
+    made = as_dcm2niix_leaves_it(T1_3D="T1w", REST="func/task-movie_bold")
+    made.configurations.put("bids", "bidsmap", text, project="")
+    async with opened(made, tmp_path) as (site, demo):
+        assert len(images(await tree(await find(site, "bids/P/sub-S1/ses-E1")))) == 3
+        (row,) = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
+        assert "the BIDS map of the site" in row["reason"]
+        assert [record.path for record in demo.requests].count("/data/config/bids/bidsmap") == 1
+
+
+async def test_what_only_a_map_that_is_none_could_name_is_an_error(tmp_path):
+    made = as_dcm2niix_leaves_it(REST="func/task-movie_bold")
+    made.configurations.put("bids", "bidsmap", "{", project="")
+    convert(made, made.scan(session(made, "S2"), "1", series_description="odd"), "sub-x_T1w")
+    async with opened(made, tmp_path) as (site, _):
+        with pytest.raises(BadReply, match="the BIDS map of the site is not JSON, and nothing else names scan 2"):
+            await tree(await find(site, "bids/P/sub-S1/ses-E1"))
+        assert len(images(await tree(await find(site, "bids/P/sub-S2")))) == 1  # its files have names
+        whole, row = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
+        assert (row["session"], "names scan 2" in row["reason"]) == ("ses-E1", True)
+        assert whole["reason"] == "the BIDS map of the site is not JSON: no line of it is used"
+
+
+async def test_a_map_of_this_machine_replaces_one_that_is_none(tmp_path):
+    path = tmp_path / "map.json"
+    lines = {"T1 3D": "T1w", "rest": "task-own_bold"}
+    path.write_text(json.dumps([{"series_description": key, "bidsname": name} for key, name in lines.items()]))
+    made = as_dcm2niix_leaves_it()
+    made.configurations.put("bids", "bidsmap", "{", project="P")
+    async with opened(made, tmp_path) as (site, _):
+        site.views = ViewOptions(bids_map=str(path))
+        assert len(images(await tree(await find(site, "bids/P/sub-S1/ses-E1")))) == 3
+        path.write_text("{")
+        site.reload(None)
+        with pytest.raises(BadReply, match="map.json is not JSON"):
+            await tree(await find(site, "bids/P/sub-S1/ses-E1"))
+
+
+async def test_a_map_of_the_site_does_not_replace_a_projects_that_is_none(tmp_path):
+    made = as_dcm2niix_leaves_it()
+    made.configurations.put("bids", "bidsmap", "{", project="P")
+    async with opened(made, tmp_path) as (site, _):
+        with pytest.raises(BadReply, match="the BIDS map of P is not JSON, and nothing else names"):
+            await tree(await find(site, "bids/P/sub-S1/ses-E1"))
+
+
 async def test_what_is_left_out_has_a_reason_and_a_line_that_names_it(tmp_path):
     made = as_dcm2niix_leaves_it()
     one = made.experiments["DEMO_E00001"]
@@ -175,6 +222,44 @@ async def test_participants_have_what_the_server_states(tmp_path):
         (row,) = await table(site, "bids/P/participants.tsv")
         assert (row["age"], row["handedness"]) == ("31", "L")
         assert (row["sex"], row["group"], row["xnat_label"]) == ("F", "control group", "CASE 1")
+
+
+async def test_other_resources_are_reported_and_not_shown(tmp_path):
+    made = as_xnat_converts()
+    one = made.experiments["DEMO_E00001"]
+    for resources, label, name in (
+        (one.scans[0].resources, "DICOM", "1.dcm"),
+        (one.scans[0].resources, "secondary", "1.dcm"),
+        (one.scans[3].resources, "PHYSIO", "log.puls"),
+        (one.resources, "brain_mask@", "mask.nii.gz"),  # as FrameTree keeps derivatives
+        (one.resources, "PROVENANCE", "brain_mask@.json"),
+        (made.assessor(one, "FS").resources, "DATA", "mri/T1.mgz"),
+    ):
+        made.file(made.resource(resources, label), name, b"1")
+    async with opened(made, tmp_path) as (site, _):
+        rows = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
+        assert {(row["scan"], row["file"]) for row in rows} == {
+            ("2", "secondary"), ("3", "PHYSIO"), ("n/a", "brain_mask@"), ("n/a", "assessors/DEMO_E00002/DATA"),
+        }  # fmt: skip
+        assert len(await tree(await find(site, ONE))) == 11
+        site.views = ViewOptions(hidden=("secondary",))
+        site.reload(None)
+        assert "secondary" not in {row["file"] for row in await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")}
+
+
+async def test_authors_are_all_investigators_where_the_server_tells_them(tmp_path):
+    async with opened(as_xnat_converts(), tmp_path) as (site, demo):
+        described = json.loads(await content(await find(site, "bids/P/dataset_description.json")))
+        assert described["Authors"] == ["Pat Demo", "Robin Sample"]
+
+        def refuse(request):
+            if request.path == "/data/projects/P":
+                raise Failed(403, "no")
+
+        demo.faults.append(refuse)
+        site.reload(None)
+        described = json.loads(await content(await find(site, "bids/P/dataset_description.json")))
+        assert described["Authors"] == ["Demo"]  # the list of projects states no more
 
 
 async def test_options_decide_about_sessions(tmp_path):

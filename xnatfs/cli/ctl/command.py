@@ -121,6 +121,7 @@ class Context:
     began: float = field(default_factory=time.monotonic)
     no_rows_text: str = "No results"  # for a table without rows
     hint: str = ""  # for the user, after the result
+    exit_status: int = 0  # of a command that returns rows or fields
     on_interrupt: Callable[[], str] | None = None  # describes what an interrupt would leave
 
     @property

@@ -167,7 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
         return int(result or 0)
     if context.hint:
         print_message(context.hint)
-    return 0
+    return context.exit_status
 
 
 def _config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Config:

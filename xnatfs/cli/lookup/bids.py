@@ -99,6 +99,8 @@ async def bids_map(context: Context) -> None:
     entries = {(entry := _entry(scan, known))["series_description"].casefold(): entry for scan in scans}
     drafted = [entries[key] for key in sorted(entries, key=natural)]
     print_data(json.dumps([entry for entry in drafted if entry["bidsname"]], indent=1, ensure_ascii=False))
+    if known.wrong:
+        context.note(f"{known.wrong}: no line of it is copied")
     if unknown := [entry["series_description"] for entry in drafted if not entry["bidsname"]]:
         context.note(f"No guess for: {', '.join(unknown)}")
 

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from xnatfs.cli.ctl.command import Context, command, option
-from xnatfs.cli.output import Cells
-from xnatfs.common.errors import Conflict
+from xnatfs.cli.ctl.command import PARTIAL, Context, command, option
+from xnatfs.cli.output import Cells, print_message
+from xnatfs.common.errors import BadReply, Conflict, Denied, NotFound, XnatError
 
 
 @command(
@@ -26,15 +26,30 @@ from xnatfs.common.errors import Conflict
     identifier="file",
 )
 async def project_export(context: Context) -> list[Cells]:
-    """Write the tables of a project: subjects.tsv, sessions.tsv and scans.tsv."""
+    """Write the tables of a project: subjects.tsv, sessions.tsv and scans.tsv.
+
+    A table that the server refuses is reported, and the others are written.
+    """
     from xnatfs.tree.metadata.project_tables import PROJECT_TABLES  # completion and other commands start without it
 
     arguments = context.arguments
     project: str = arguments.project_id
+    made, refused = dict[str, bytes](), dict[str, XnatError]()
     async with context.site() as site:
         with context.about(f"project {project}", "Collaborator"):
-            made = {name: (await make(site, project)).data for name, make in PROJECT_TABLES.items()}
-    return _write_all(arguments.directory, made, arguments.force)
+            for name, make in PROJECT_TABLES.items():
+                try:
+                    made[name] = (await make(site, project)).data
+                except (NotFound, Denied, BadReply) as error:
+                    refused[name] = error
+            if not made:
+                raise next(iter(refused.values()))
+    rows = _write_all(arguments.directory, made, arguments.force)
+    for name, reason in refused.items():
+        print_message(f"xnatctl: {name} cannot be made: {reason}")
+        rows.append({"file": str(arguments.directory / name), "bytes": None, "state": "failed"})
+    context.exit_status = PARTIAL if refused else 0
+    return rows
 
 
 def _write_all(directory: Path, made: Mapping[str, bytes], force: bool) -> list[Cells]:

@@ -15,6 +15,7 @@ from xnatfs.demo.server.site import Joins
 IMAGE, MR, ASSESSOR = "xnat:imageSessionData", "xnat:mrSessionData", "xnat:imageAssessorData"
 SUBJECT_ASSESSOR = "xnat:subjectAssessorData"
 SCAN = "xnat:imagescandata/"
+SESSION_RESOURCE = "xnat:imagesessiondata/resources/resource/label"
 BASE_TYPES = {"xnat:experimentdata", "xnat:subjectassessordata", "xnat:subjectdata", ""}
 # Paths that belong to a shortcut, in lower case.
 SHORTCUTS = {
@@ -97,7 +98,7 @@ def without_joins(chosen: Chosen, query: Query, joins: Joins) -> tuple[Chosen, Q
     Raises:
         Failed: The server refuses the join (500).
     """
-    joined = [name for name in chosen.names if name.lower().startswith(SCAN)]
+    joined = [name for name in chosen.names if name.lower().startswith((SCAN, SESSION_RESOURCE))]
     if chosen.root.lower() == ASSESSOR.lower():
         joined += [name for name in chosen.names if name.lower().startswith("session_")]
     if not joined or joins == "answered":

@@ -57,7 +57,9 @@ def project(archive: Archive, item: Project, asked: Asked) -> Reply:
         "description": item.description,
     }
     pi = [_item("xnat:investigatorData", {"lastname": "Demo", "firstname": "Pat"})]
-    return _sent(_item("xnat:projectData", fields, resources__resource=_resources(item.resources), PI=pi), asked)
+    others = [_item("xnat:investigatorData", {"lastname": "Sample", "firstname": "Robin"})]
+    children = {"resources__resource": _resources(item.resources), "PI": pi, "investigators__investigator": others}
+    return _sent(_item("xnat:projectData", fields, **children), asked)
 
 
 def subject(archive: Archive, item: Subject, asked: Asked) -> Reply:

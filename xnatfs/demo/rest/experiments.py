@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from xnatfs.demo.archive.model import Archive, Experiment, Resource, Subject
-from xnatfs.demo.rest.columns import SCAN, Chosen, choose, without_joins
+from xnatfs.demo.rest.columns import SCAN, SESSION_RESOURCE, Chosen, choose, without_joins
 from xnatfs.demo.rest.tables import Query, Rows, filtered, free, paged, stored, table
 from xnatfs.demo.server.reply import Reply
 from xnatfs.demo.server.site import Joins
@@ -46,6 +46,8 @@ def all_experiments(archive: Archive, user: str, query: Query, joins: Joins = "a
         chosen = replace(chosen, names=[name for name in chosen.names if name != "xnat:experimentdata/id"])
     if any(name.lower().startswith(SCAN) for name in chosen.names):
         page = _with_scans(archive, page, query, any(name.lower() in FILE_COLUMNS for name in chosen.names))
+    if any(name.lower() == SESSION_RESOURCE for name in chosen.names):
+        page = _with_resources(archive, page)
     return table(chosen.rows(page), query, title="Matching experiments", total=whole, columns=chosen.names)
 
 
@@ -125,6 +127,15 @@ def _with_scans(archive: Archive, sessions: Rows, query: Query, labels: bool) ->
             for resource in joined:
                 rows.append(row | names | (_joined(resource) if resource else {}))
     return [{**dict.fromkeys(FILE_COLUMNS, ""), **row} for row in rows]
+
+
+def _with_resources(archive: Archive, sessions: Rows) -> Rows:
+    """Return one row per session and label of its own resources; one with an empty cell if it has none."""
+    return [
+        row | {SESSION_RESOURCE: label}
+        for row in sessions
+        for label in [stored(each.label) for each in archive.experiments[row["id"]].resources] or [""]
+    ]
 
 
 def _joined(resource: Resource) -> dict[str, str]:

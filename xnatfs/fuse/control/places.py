@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 import trio
 
+from xnatfs import tree
 from xnatfs.common.errors import NotFound
 from xnatfs.content import Version
 from xnatfs.fuse.control.error_log import NodePath
@@ -19,12 +20,10 @@ from xnatfs.listings.keys import (
 from xnatfs.prefetch.series_files import version
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.names import decode
-from xnatfs.tree.node import Dir, File, Link, Node
+from xnatfs.tree.node import Dir, File, Node
 from xnatfs.tree.resources import ResourceDir
 from xnatfs.tree.sessions import SessionDir
 
-# Links that are followed on the way, as path_resolution(7) counts them.
-MAX_LINKS = 40
 # Files that are yielded between two checkpoints: a millisecond.
 FILES_PER_CHECKPOINT = 200
 
@@ -42,23 +41,7 @@ async def find(root: Dir, names: NodePath) -> Node:
 
     Raises NotFound, and what the server's listings raise.
     """
-    node: Node = root
-    rest, links = list(reversed(names)), 0
-    while rest:
-        name = rest.pop()
-        if name == "..":
-            node = node.parent or root
-            continue
-        if not isinstance(node, Dir):
-            raise NotFound(f"{'/'.join(node.path)} is not a directory")
-        parent, node = node, await _child(node, name)
-        if isinstance(node, Link):
-            links += 1
-            if links > MAX_LINKS:
-                raise NotFound(f"{'/'.join(node.path)}: too many links")
-            rest += reversed((await node.follow()).split("/"))
-            node = parent
-    return node
+    return await tree.find(root, names, _child)
 
 
 async def _child(parent: Dir, name: str) -> Node:

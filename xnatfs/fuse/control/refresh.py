@@ -38,6 +38,7 @@ from xnatfs.listings.keys import (
     ProjectsKey,
     ReceivedFilesKey,
     ReceivedResourcesKey,
+    SessionLabelsKey,
     SubjectsKey,
     experiment_keys,
     item_keys,
@@ -128,7 +129,7 @@ class Refresher:
         for project in projects:
             keys |= {SubjectsKey(project), ExperimentsKey(project), *self._below_project(project)}
         if experiments:  # of unknown projects, in whose datasets they may be new
-            keys |= {ImageLabelsKey(project) for project in self._projects()}
+            keys |= {made(project) for project in self._projects() for made in (ImageLabelsKey, SessionLabelsKey)}
         self._site.outdate()
         for key in keys:
             self._site.listings.expire(key)
@@ -159,7 +160,8 @@ class Refresher:
             case DatasetDir():
                 return {BidsMapKey(""), *self._below_project(directory.dataset.project.id)}
             case BidsSubjectDir():
-                return {ImageLabelsKey(directory.dataset.project.id), *self._below(directory.subject.home)}
+                project = directory.dataset.project.id
+                return {ImageLabelsKey(project), SessionLabelsKey(project), *self._below(directory.subject.home)}
             case SessionDir():
                 return set()
         if not isinstance(directory.parent, Dir) or isinstance(directory, Projects | BidsProjects):

@@ -1,7 +1,7 @@
 """Read the parts of a project's dataset: its folders from two or three lists, its names session by session."""
 
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,9 @@ import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied, NotFound, TimedOut, Unreachable
-from xnatfs.common.sanitize import loads
-from xnatfs.common.tasks import aside, gather
+from xnatfs.common.tasks import gather
 from xnatfs.listings.keys import (
+    AuthorsKey,
     BidsMapKey,
     BidsOutlineKey,
     BidsPlanKey,
@@ -22,29 +22,21 @@ from xnatfs.listings.keys import (
     ImageLabelsKey,
     ListKey,
     ResourcesKey,
-    ScansKey,
+    SessionLabelsKey,
 )
 from xnatfs.listings.ttl_cache import Expiring, Listing
 from xnatfs.prefetch.checked_list import LIST_TIMEOUT_SECONDS, UNTRUSTED_SECONDS
-from xnatfs.prefetch.series_files import version
-from xnatfs.prefetch.sidecars import SessionSidecars
-from xnatfs.rest.bids import BidsMapRow, Demographics, ImageLabels, is_converted, parse_map
-from xnatfs.rest.models import Experiment, FileRow, Item, Resource, Scan, Subject, natural
+from xnatfs.rest.bids import Author, BidsMapRow, Demographics, ResourceLabels, may_hold_tree, parse_map
+from xnatfs.rest.models import Experiment, Item, Subject
 from xnatfs.site import Site
 from xnatfs.tree.bids import generated
-from xnatfs.tree.bids.rules.entries import Rules, ScanFiles, SessionPlan
-from xnatfs.tree.bids.rules.images import Sidecar, StoredFile
+from xnatfs.tree.bids.planning import PlannedSession, SessionPlanning
+from xnatfs.tree.bids.rules.entries import Rules
 from xnatfs.tree.bids.rules.labels import Labelled, folder_labels, without_subject
 from xnatfs.tree.bids.rules.maps import BidsMap
-from xnatfs.tree.bids.rules.names import is_image
-from xnatfs.tree.bids.rules.plan import SessionPlanner
 from xnatfs.tree.bids.trees import Tree, stored_tree
-from xnatfs.tree.file_source import catalogue_of
-from xnatfs.tree.node import Dir
 from xnatfs.tree.projects import ProjectDir, SubjectDir
-from xnatfs.tree.resource_files import ResourceFiles
-from xnatfs.tree.resources import ResourceDir
-from xnatfs.tree.sessions import ScanDir, SessionDir
+from xnatfs.tree.sessions import SessionDir
 
 T = TypeVar("T", bound=Expiring)
 
@@ -52,8 +44,6 @@ log = logging.getLogger(__name__)
 
 # Subjects of an outline that are looked at between two checkpoints: a millisecond.
 SUBJECTS_AT_ONCE = 20
-# A sidecar has a few kilobytes; a larger file is none, and is not worth reading to find that out.
-MAX_SIDECAR_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -62,6 +52,7 @@ class SessionFolder:
 
     label: str
     home: SessionDir
+    is_converted: bool = True  # it has, or may have converted scans; else only a whole tree
 
     @property
     def experiment(self) -> Experiment:
@@ -93,25 +84,6 @@ class Outline:
 
     def __len__(self) -> int:
         return 1 + sum(1 + len(subject.sessions) for subject in self.subjects.values())
-
-
-@dataclass(frozen=True)
-class PlannedSession:
-    """The plan of a session, with the files that its names lead to."""
-
-    plan: SessionPlan
-    resources: Mapping[str, ResourceFiles]  # by ID
-    sidecars: SessionSidecars
-    made_of: Mapping[ListKey, Listing[Any]]
-    expires: float
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def scans_table(self, experiment: str) -> bytes:
-        """Return the table of the images, in the order of their names."""
-        rows = [(entry.path, experiment, entry.scan.id, entry.scan.quality) for entry in self.plan.entries]
-        return generated.table(list(generated.SCAN_DESCRIPTIONS), rows)
 
 
 class Dataset:
@@ -158,8 +130,10 @@ class Dataset:
         return {key: found for key in keys if (found := self.site.listings.peek(key)) is not None}
 
     async def _outline(self) -> Outline:
-        children, labels, tree = await gather(self.home.load, self._image_labels, self._tree)
+        image_labels = partial(self._labels, ImageLabelsKey(self.project.id), "sessions without converted images")
+        children, labels, tree = await gather(self.home.load, image_labels, self._tree)
         unconverted = {row.id for row in labels.rows if not row.has_nifti}
+        hidden, keys = await self._without_trees(unconverted)
         homes = [node for node in children.nodes.values() if isinstance(node, SubjectDir)]
         named, _ = folder_labels(
             Labelled(home.subject.id, home.subject.label, home.subject.project not in ("", self.project.id))
@@ -171,14 +145,15 @@ class Dataset:
             if count % SUBJECTS_AT_ONCE == SUBJECTS_AT_ONCE - 1:
                 await trio.lowlevel.checkpoint()
             rows = experiments.groups.get(home.subject.id, ())
-            if unconverted.issuperset(row.id for row in rows if row.is_imaging):
+            if hidden.issuperset(row.id for row in rows if row.is_imaging):
                 continue
-            sessions = await self._sessions(home, unconverted)
+            sessions = await self._sessions(home, unconverted, hidden)
             if sessions:
                 label = named[home.subject.id]
                 subjects[label] = SubjectFolder(label, home, sessions)
         people = {named[home.subject.id]: home.subject for home in homes}
-        made_of = self._made_of([*self.sources(), ImageLabelsKey(self.project.id), FilesKey(self._item, False)])
+        keys += [*self.sources(), ImageLabelsKey(self.project.id), FilesKey(self._item, False)]
+        made_of = self._made_of(keys)
         expires = min([children.expires, *(listing.expires for listing in made_of.values())])
         return Outline(dict(sorted(subjects.items())), people, tree, made_of, expires)
 
@@ -193,10 +168,10 @@ class Dataset:
             log.info("bids/%s shows no tree of the project's resources: %s", self.project.id, error)
             return Tree(failures=[str(error)])
 
-    async def subject_tree(self, subject: str, session: SessionFolder) -> Tree:
-        """Return what a resource of a session holds of the subject's folder.
+    async def subject_tree(self, subject: str, session: SessionFolder) -> Tree | None:
+        """Return what a resource of a session holds of the subject's folder; None if its resources cannot be listed.
 
-        A session whose resources cannot be listed fails where its own folder is looked into, and hides no other one.
+        Such a session fails where its own folder is looked into, and hides no other one.
         """
         home = session.home
         await self.site.look_into(self.project.id, home.experiment.id, assessors=False)
@@ -204,26 +179,57 @@ class Dataset:
             tree = await stored_tree(await home.child("resources"), home.item, True)
         except (NotFound, Denied, BadReply) as error:
             log.info("bids/%s shows no tree of session %s: %s", self.project.id, home.experiment.id, error)
-            return Tree()
-        return Tree(failures=tree.failures).joined([tree.folders.get(f"sub-{subject}", Tree())])
+            return None
+        others = [label for label in tree.subjects if label != subject]
+        where = f"of session {home.experiment.label}"
+        failures = [*tree.failures, *(f"sub-{label} {where}, whose subject is sub-{subject}" for label in others)]
+        return Tree(failures=failures).joined([tree.folders.get(f"sub-{subject}", Tree())])
 
-    async def _image_labels(self) -> Listing[ImageLabels]:
+    async def _labels(self, key: ListKey, what: str) -> Listing[ResourceLabels]:
         """Return the labels of resources by session; without rows if the server does not list them for a project.
 
-        Of a session that is absent it is not known whether it has converted images.
+        Of a session that is absent it is not known whether it has converted images, or a tree.
         """
-        key, reason = ImageLabelsKey(self.project.id), "the list takes too long"
+        reason = "the list takes too long"
         try:
             with trio.move_on_after(LIST_TIMEOUT_SECONDS):
                 return await self.site.listings.get(key)
         except (BadReply, NotFound, Denied, TimedOut) as error:
             reason = str(error)
-        log.info("bids/%s shows sessions without converted images, too: %s", self.project.id, reason)
-        nothing: Listing[ImageLabels] = Listing((), {}, now(), now() + UNTRUSTED_SECONDS)
+        log.info("bids/%s does not know %s from one list: %s", self.project.id, what, reason)
+        nothing: Listing[ResourceLabels] = Listing((), {}, now(), now() + UNTRUSTED_SECONDS)
         self.site.metadata.put(key, nothing)
         return nothing
 
-    async def _sessions(self, home: SubjectDir, unconverted: set[str]) -> dict[str, SessionFolder]:
+    async def _without_trees(self, sessions: Collection[str]) -> tuple[set[str], list[ListKey]]:
+        """Return those of these sessions that have no resource for a whole tree, and the keys of the lists that say so.
+
+        Of a session that the list of the project lacks, its own list is requested.
+        """
+        if not sessions:
+            return set(), []
+        key = SessionLabelsKey(self.project.id)
+        labels = await self._labels(key, "sessions with a tree")
+        found = {row.id: row.has_tree for row in labels.rows}
+        absent = [each for each in sessions if each not in found]
+        found |= zip(absent, await gather(*(partial(self._may_have_tree, each) for each in absent)), strict=True)
+        own = [ResourcesKey(("experiments", each), True) for each in absent]
+        return {each for each in sessions if not found[each]}, [key, *own]
+
+    async def _may_have_tree(self, session: str) -> bool:
+        try:
+            rows = (await self.site.resources(("experiments", session), True)).rows
+        except (NotFound, Denied, BadReply):
+            return True  # its folder fails, and the report says why
+        except Unreachable:
+            if not (self.site.offline and self.site.xnat.away):
+                raise
+            return False
+        return any(row.category == "resources" and may_hold_tree(row.label) for row in rows)
+
+    async def _sessions(
+        self, home: SubjectDir, unconverted: Collection[str], hidden: Collection[str]
+    ) -> dict[str, SessionFolder]:
         nodes = [node for node in (await home.load()).nodes.values() if isinstance(node, SessionDir)]
         imaging = [node for node in nodes if node.experiment.is_imaging]
         subject = home.subject.label if self._cut_subject else ""
@@ -232,17 +238,24 @@ class Dataset:
         )
         found = {}
         for node in imaging:
-            if node.experiment.id not in unconverted:
-                label = named[node.experiment.id]
-                found[label] = SessionFolder(label, node)
+            if (accession := node.experiment.id) not in hidden:
+                label = named[accession]
+                found[label] = SessionFolder(label, node, accession not in unconverted)
         return dict(sorted(found.items()))
 
     async def demographics(self) -> Listing[Demographics] | None:
         """Return sex and group of the subjects; None if the server does not list them to the account."""
+        return await self._further(DemographicsKey(self.project.id), "participants without sex and group")
+
+    async def authors(self) -> Listing[Author] | None:
+        """Return the investigators of the project; None if the server does not tell them."""
+        return await self._further(AuthorsKey(self.project.id), "no author beside the principal investigator")
+
+    async def _further(self, key: ListKey, lack: str) -> Listing[Any] | None:
         try:
-            return await self.site.listings.get(DemographicsKey(self.project.id))
+            return await self.site.listings.get(key)
         except (BadReply, NotFound, Denied) as error:
-            log.info("bids/%s has participants without sex and group: %s", self.project.id, error)
+            log.info("bids/%s has %s: %s", self.project.id, lack, error)
             return None
 
     async def stored(self, outline: Outline, subject: SubjectFolder) -> tuple[Tree, list[SessionFolder]]:
@@ -252,9 +265,9 @@ class Dataset:
         """
         tree = outline.tree.folders.get(f"sub-{subject.label}", Tree())
         own = [session for session in subject.sessions.values() if not tree.shadows(session.label)]
-        trees = [await self.subject_tree(subject.label, session) for session in own]
-        rest = [session for session, stored in zip(own, trees, strict=True) if not stored]
-        return tree.joined(trees), rest
+        trees = {session.label: await self.subject_tree(subject.label, session) for session in own}
+        rest = [each for each in own if not (stored := trees[each.label]) and (each.is_converted or stored is None)]
+        return tree.joined(each for each in trees.values() if each is not None), rest
 
     def sessions_table(self, sessions: Iterable[SessionFolder]) -> bytes:
         """Return the table of a subject's sessions."""
@@ -281,117 +294,18 @@ class Dataset:
 
     async def _plan(self, subject: str, session: SessionFolder) -> PlannedSession:
         bids_map, made_of = await self.map()
-        home = session.home
-        await self.site.look_into(self.project.id, home.experiment.id, assessors=False)
-        keys = ScansKey(home.experiment.id), ResourcesKey(home.item, True), FilesKey(home.item, True)
-        scans, resources, files = await gather(*(partial(self.site.listings.get, key) for key in keys))
-        made_of |= zip(keys, (scans, resources, files), strict=True)
-        found = _scan_files(scans, resources, files)
-        shared = await self._resource_files(session, {row.id for rows in found for row in rows.resources}, files)
-        shown = [ScanFiles(each.scan, [file for file in each.files if file.resource in shared]) for each in found]
-        tar = self._sidecars(home, shared)
-        sidecars: dict[StoredFile, Sidecar] = {}
-        while True:
-            planner = SessionPlanner(subject, session.label, bids_map, self.rules, sidecars)
-            plan = await aside(sum(len(each.files) for each in shown), partial(planner.make, shown))
-            if not plan.wanted:
-                break
-            if len(plan.wanted) > 1:
-                await tar.fetch()
-            read = await gather(*(partial(self._read, shared, file) for file in plan.wanted))
-            sidecars |= zip(plan.wanted, read, strict=True)
-        expires = min(listing.expires for listing in made_of.values())
-        return PlannedSession(plan, shared, tar, made_of, expires)
-
-    def _sidecars(self, home: SessionDir, resources: Mapping[str, ResourceFiles]) -> SessionSidecars:
-        """Return the sidecars in resources without images, which come together."""
-        catalogues = [resources[number].catalogue for number in sorted(resources, key=natural)]
-        small = [each for each in catalogues if not any(is_image(path) for path in each.paths())]
-        return SessionSidecars(self.site.xnat, self.site.content, home.item, small)
-
-    async def _resource_files(
-        self, session: SessionFolder, wanted: set[str], listing: Listing[FileRow]
-    ) -> dict[str, ResourceFiles]:
-        """Return what the nodes of these resources' files share, as far as the mount shows them.
-
-        The directories are made anew: cached ones could be of older listings than the plan.
-        """
-        found: dict[str, ResourceFiles] = {}
-        scans = await session.home.child("scans")
-        assert isinstance(scans, Dir)
-        for scan in (await scans.load()).nodes.values() if wanted else ():
-            assert isinstance(scan, ScanDir)
-            for node in (await scan.load()).nodes.values():
-                if isinstance(node, ResourceDir) and node.resource.id in wanted:
-                    found[node.resource.id] = ResourceFiles(node, listing)
-        return found
-
-    async def _read(self, shared: Mapping[str, ResourceFiles], file: StoredFile) -> Sidecar:
-        """Return the fields of a sidecar, through the content cache; none of one that is lost or no JSON.
-
-        Raises BadReply if the server does not serve it: without it the images could get other names.
-        """
-        try:
-            fields = loads(await read_file(shared[file.resource], file.place, MAX_SIDECAR_BYTES))
-        except BadReply as error:
-            raise BadReply(f"the sidecar {file.path}, on which names depend, cannot be read: {error}") from error
-        except (NotFound, ValueError) as error:
-            log.info("the sidecar %s is not used: %s", file.path, error)
-            return {}
-        return fields if isinstance(fields, dict) else {}
+        planning = SessionPlanning(session.home, bids_map, self.rules)
+        return await planning.make(subject, session.label, made_of)
 
 
 def _read_map(path: str) -> list[BidsMapRow]:
-    """Read a map from a local file. Raises BadReply."""
+    """Read a map from a local file; if that fails, a row that says so."""
     try:
         return parse_map(Path(path).read_text("utf-8"), f"the BIDS map {path}")
+    except BadReply as error:
+        wrong = str(error)
     except OSError as error:
-        raise BadReply(f"the BIDS map {path}: {error.strerror}") from None
+        wrong = f"the BIDS map {path}: {error.strerror}"
     except ValueError as error:
-        raise BadReply(f"the BIDS map {path}: {error}") from None
-
-
-@dataclass(frozen=True)
-class _Found:
-    scan: Scan
-    resources: Sequence[Resource]
-    files: Sequence[StoredFile]
-
-
-def _scan_files(scans: Listing[Scan], resources: Listing[Resource], files: Listing[FileRow]) -> list[_Found]:
-    """Return the files of each scan that may be shown.
-
-    Raises BadReply if those of one cannot be listed: without it a program would take the session for complete.
-    """
-    found = []
-    for scan in scans.rows:
-        rows = [row for row in resources.groups.get(("scans", scan.id), ()) if is_converted(row.label)]
-        for row in rows:
-            if reason := files.broken.get(row.id):
-                raise BadReply(f"the files of {row.label} of scan {scan.id} cannot be listed: {reason}")
-        stored = [
-            StoredFile(row.id, file.path, file.place, file.size, file.digest)
-            for row in rows
-            for file in catalogue_of(files.groups, row.id)
-        ]
-        found.append(_Found(scan, rows, stored))
-    return found
-
-
-async def read_file(files: ResourceFiles, place: int, most: int) -> bytes:
-    """Read a small file through the content cache, without fetching what lies beside it.
-
-    Raises:
-        ValueError: It has more than `most` bytes.
-    """
-    row = files.catalogue.at(place)
-    if (row.size or 0) > most:
-        raise ValueError(f"{row.path} has {row.size} bytes")
-    source = files.resource_dir.source(row, files.groups)
-    blob = await files.site.content.open(version(row), source)
-    try:
-        if blob.size > most:
-            raise ValueError(f"{row.path} has {blob.size} bytes")
-        return await blob.read(0, blob.size)
-    finally:
-        blob.close()
+        wrong = f"the BIDS map {path}: {error}"
+    return [BidsMapRow("", "", wrong=wrong)]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from xnatfs.common.errors import BadReply, Denied, NotFound
 from xnatfs.settings.views import LEFT_OUT_COLUMNS
 from xnatfs.tree.bids import generated
-from xnatfs.tree.bids.dataset import Dataset, PlannedSession
+from xnatfs.tree.bids.dataset import Dataset
+from xnatfs.tree.bids.planning import PlannedSession
 from xnatfs.tree.bids.rules.maps import BidsMap
 from xnatfs.tree.bids.rules.names import is_image
 from xnatfs.tree.bids.trees import Tree
@@ -78,6 +79,8 @@ class DatasetReport:
         for key, used, unused in self.bids_map.overridden:
             reason = f"{key!r} is {used.bidsname} by the {used.source}, which counts more than {unused.bidsname} by the"
             yield ("", "", "", "", f"{reason} {unused.source}", "")
+        if self.bids_map.wrong:
+            yield ("", "", "", "", f"{self.bids_map.wrong}: no line of it is used", "")
         for failure in self.tree.failures:
             yield ("", "", "", "", f"a tree in a resource is not shown: {failure}", "")
         for session in self.sessions:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from xnatfs.common.errors import NotFound
+from xnatfs.rest.bids import may_hold_tree
 from xnatfs.rest.models import Item, natural
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.names import split
@@ -13,16 +14,9 @@ from xnatfs.tree.node import Children, Dir, Listed, Node
 from xnatfs.tree.resource_files import ResourceFiles
 from xnatfs.tree.resources import ResourceDir
 
-# Labels of such resources, in lower case, as they are found at sites.
-_LABELS = frozenset({"rawdata", "bids", "bids_rawdata", "rawdata_bids"})
 _SUBJECT = re.compile(r"sub-[0-9A-Za-z+]+")
 # Files at the top that count without a tree, too: a converter leaves them alone in a resource.
 _TOP_FILE = re.compile(r"dataset_description\.json|(README|LICENSE)(\.md|\.rst|\.txt)?|CHANGES|CITATION\.cff")
-
-
-def may_hold_tree(label: str) -> bool:
-    """Return whether a resource of this label may hold a tree."""
-    return label.strip().lower() in _LABELS
 
 
 class Leaf(NamedTuple):

@@ -11,6 +11,7 @@ from functools import partial
 from xnatfs.common.errors import NotFound
 from xnatfs.content import Blob
 from xnatfs.listings.keys import (
+    AuthorsKey,
     BidsMapKey,
     DemographicsKey,
     ExperimentsKey,
@@ -25,7 +26,8 @@ from xnatfs.prefetch.sidecars import SessionSidecars
 from xnatfs.rest.models import natural
 from xnatfs.site import Site
 from xnatfs.tree.bids import generated
-from xnatfs.tree.bids.dataset import Dataset, PlannedSession, SessionFolder, SubjectFolder
+from xnatfs.tree.bids.dataset import Dataset, SessionFolder, SubjectFolder
+from xnatfs.tree.bids.planning import PlannedSession
 from xnatfs.tree.bids.report import DatasetReport
 from xnatfs.tree.bids.rules.images import StoredFile
 from xnatfs.tree.bids.rules.names import DATA_TYPES, is_image
@@ -81,17 +83,19 @@ class DatasetDir(Dir):
         return self.dataset.sources()
 
     def _descriptions(self, expires: float) -> Iterable[Node]:
-        row, url = self.dataset.project, self.site.xnat.url
-        page = f"{url}/data/projects/{row.id}"
-        authors = [row.investigator] if row.investigator else []
+        row = self.dataset.project
+        yield GeneratedFile(self, "dataset_description.json", self._description, [*self.sources(), AuthorsKey(row.id)])
         columns = generated.described(generated.PARTICIPANTS, self.dataset.participant_columns)
-        files = {
-            "dataset_description.json": generated.dataset_description(row.name or row.id, page, authors),
-            "README": generated.readme(row.id, row.name, url),
-            "participants.json": columns,
-        }
+        files = {"README": generated.readme(row.id, row.name, self.site.xnat.url), "participants.json": columns}
         yield from (fixed_file(self, name, data, expires) for name, data in files.items())
         yield GeneratedFile(self, "participants.tsv", self._participants, [*self.sources(), DemographicsKey(row.id)])
+
+    async def _description(self) -> Generated:
+        row, found = self.dataset.project, await self.dataset.authors()
+        page = f"{self.site.xnat.url}/data/projects/{row.id}"
+        names = [author.id for author in found.rows] if found else [row.investigator]
+        expires = found.expires if found else (await self.dataset.outline()).expires
+        return Generated(generated.dataset_description(row.name or row.id, page, list(filter(None, names))), expires)
 
     async def _participants(self) -> Generated:
         outline, found = await self.dataset.outline(), await self.dataset.demographics()

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 from xnatfs.common.errors import BadReply, Denied, NotFound
 from xnatfs.common.tasks import gather
+from xnatfs.rest.client import SHARED_INTO
 from xnatfs.rest.models import SCAN_COLUMNS, SCAN_LABEL, Row
 from xnatfs.site import Site
 
 ID, TYPE, QUALITY, DESCRIPTION, NOTE = SCAN_COLUMNS
 FRAMES = "xnat:imagescandata/frames"
 COUNT, SIZE = "xnat:imagescandata/file/file_count", "xnat:imagescandata/file/file_size"
-SHARED = "xnat:imagesessiondata/sharing/share/project"
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ async def joined_scans(site: Site, project: str) -> Mapping[str, Scans]:
     sessions = (await site.experiments(project)).rows
     if any(row.is_imaging and row.id not in found for row in sessions):
         with contextlib.suppress(NotFound, Denied, BadReply):  # then they are absent
-            found |= _by_session(await _request(site, {SHARED: project}))
+            found |= _by_session(await _request(site, {SHARED_INTO: project}))
     return found
 
 

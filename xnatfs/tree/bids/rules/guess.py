@@ -10,6 +10,7 @@ from xnatfs.tree.bids.rules.names import alphanumeric
 # Tried in this order, on the description and else on the type. Words of scanners' protocols, not of BIDS.
 _GUESSES = [
     (r"locali[sz]er|scout|survey|3.?plane|calibration|phoenix|report|screen.?save|mosaic", ""),
+    (r"physio|\bpet\b|\b[em]eg\b", ""),
     (r"sb.?ref", "task-{task}_sbref"),
     (r"gre_field|field.?map|b0.?map", "phasediff"),
     (r"(spin.?echo|se).?(field|fm)|dist(ortion)?.?(map|corr)|topup|blip", "epi"),

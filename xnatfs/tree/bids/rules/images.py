@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from xnatfs.rest.models import natural
 from xnatfs.tree.bids.rules.names import IMAGE_EXTENSIONS, BidsName, InvalidName, split_extension
+from xnatfs.tree.bids.rules.others import kind_of
 
 Sidecar = Mapping[str, Any]  # the fields of a JSON file that lies beside an image
 Reasons = list[tuple["StoredImage", str]]  # why images are not shown
@@ -108,7 +109,9 @@ def find_images(scan: str, files: Iterable[StoredFile]) -> tuple[list[StoredImag
     left: list[tuple[StoredFile, str]] = []
     for file in sorted(set(files)):
         stem, extension = split_extension(file.name)
-        if extension:
+        if kind := kind_of(file.name):
+            left.append((file, kind))
+        elif extension:
             by_stem.setdefault(stem, {}).setdefault(extension, []).append(file)
         else:
             left.append((file, "is no NIfTI file, sidecar or gradient table"))
@@ -125,6 +128,8 @@ def find_images(scan: str, files: Iterable[StoredFile]) -> tuple[list[StoredImag
                 continue
             gradients = {each: file for each, file in single.items() if each in (".bval", ".bvec")}
             images.append(StoredImage(scan, stem, *candidates[0], single.get(".json"), gradients))
+        else:
+            left += [(file, "no image has its name") for each in found.values() for file in each]
     return images, left
 
 

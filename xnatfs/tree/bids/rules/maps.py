@@ -46,15 +46,21 @@ class BidsMap:
 
     lines: Mapping[str, MapLine]
     overridden: Sequence[tuple[str, MapLine, MapLine]] = ()  # key, the line that counts, the one that does not
+    wrong: str = ""  # what is wrong with a map, which could name what the lines do not
 
     @classmethod
     def of(cls, *sources: tuple[str, Iterable[BidsMapRow]]) -> "BidsMap":
-        """Merge maps, each with its name in reports, those that count most first."""
+        """Merge maps, each with its name in reports, those that count most first.
+
+        Of a map that is wrong, and of all that count less, no line is used: it could override them.
+        """
         lines: dict[str, MapLine] = {}
-        overridden = []
+        overridden: list[tuple[str, MapLine, MapLine]] = []
         for source, rows in sources:
             own: dict[str, MapLine] = {}
             for row in rows:
+                if row.wrong:
+                    return cls(lines, overridden, row.wrong)
                 if not row.bidsname:
                     continue
                 own[map_key(row.series_description)] = MapLine(row.bidsname, source, tuple(row.targets.split()))

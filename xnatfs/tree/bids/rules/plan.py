@@ -6,6 +6,7 @@ get one name, also where only the case differs. A name that two files should hav
 
 from collections.abc import Mapping, Sequence
 
+from xnatfs.common.errors import BadReply
 from xnatfs.rest.models import Scan, natural
 from xnatfs.tree.bids.rules.entries import LeftOut, Rules, ScanFiles, SessionPlan, ShownImage
 from xnatfs.tree.bids.rules.guess import map_line
@@ -13,6 +14,7 @@ from xnatfs.tree.bids.rules.images import Reasons, Sidecar, Sidecars, StoredFile
 from xnatfs.tree.bids.rules.maps import BidsMap, MapLine, noted, reproin
 from xnatfs.tree.bids.rules.metadata import assign_field_maps, keep_complete, name_tasks
 from xnatfs.tree.bids.rules.names import BidsName, InvalidName, accepts_extension, is_image
+from xnatfs.tree.bids.rules.others import kind_of_name
 from xnatfs.tree.bids.rules.series import (
     GRADIENT_ECHO,
     MappedScan,
@@ -54,7 +56,7 @@ class SessionPlanner:
         self.plan = SessionPlan()
 
     def make(self, scans: Sequence[ScanFiles]) -> SessionPlan:
-        """Return the plan; if it wants sidecars, it is to be made again with these."""
+        """Return the plan; if it wants sidecars, it is to be made again with these. Raises BadReply."""
         unique = {each.scan.id: each for each in scans}
         ordered = sorted(unique.values(), key=lambda each: natural(each.scan.id))
         series, maps, own_maps = list[NamedSeries](), list[MappedScan](), list[NamedImages]()
@@ -112,7 +114,12 @@ class SessionPlanner:
     def _line(
         self, scan: Scan, images: Sequence[StoredImage], own: Sequence[tuple[BidsName, object]]
     ) -> MapLine | None:
-        """Return the line of the map that names a scan, or what states a name in its place."""
+        """Return the line of the map that names a scan, or what states a name in its place.
+
+        Raises BadReply if a map that is wrong could name it.
+        """
+        if images and not own and self._map.wrong and self._map.find(scan) is None:
+            raise BadReply(f"{self._map.wrong}, and nothing else names scan {scan.id}")
         notes = noted(scan) if self._rules.use_notes else None
         lines = [line for line in (self._map.find(scan), reproin(scan), notes) if line is not None]
         stated = {_bare(name) for name, _ in own[:1]} | {_of(line) for line in lines}
@@ -130,7 +137,8 @@ class SessionPlanner:
             return line.parse()
         except InvalidName as error:
             if images:
-                self._leave(scan, "", f"{line.bidsname!r} of the {line.source}: {error}", map_line(scan))
+                reason = kind_of_name(line.bidsname) or str(error)
+                self._leave(scan, "", f"{line.bidsname!r} of the {line.source}: {reason}", map_line(scan))
             return None
 
     def _named(self, scan: Scan, name: BidsName, line: MapLine | None, images: Sequence[StoredImage]) -> NamedSeries:
