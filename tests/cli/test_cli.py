@@ -14,7 +14,7 @@ from xnatfs.demo.fixtures.lab import PASSWORDS
 UNUSED = {"argcomplete", "keyring", "pydicom", "pygments", "rich", "ruamel.yaml", "yaml", "numpy", "xnatfs.demo"}
 UNUSED |= {"xnatfs.transfer", "xnatfs.rest.prearchive", "xnatfs.settings.profile_file", "asyncio"}
 # What serves a mount, and the command that starts the daemon does not need.
-SERVING = {"trio", "httpx", "httpcore", "pyfuse3", "sqlite3", "ssl", "cachetools", "xnatfs.site", "xnatfs.tree"}
+SERVING = {"trio", "httpx", "httpcore", "pyfuse3", "sqlite3", "ssl", "xnatfs.site", "xnatfs.tree"}
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ OWNERS = {
     "httpx": {"rest", "http", "download_worker", "site", "demo"},
     "httpcore": {"http"},
     "h11": {"download_worker"},
-    "cachetools": {"listings"},
     "yaml": {"settings", "cli"},
     "keyring": {"settings", "listings"},
     "ruamel": {"settings"},

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 MOMENT = 1_700_000_000
 # What a mount needs.
 DISTRIBUTIONS = (
-    "anyio", "argcomplete", "attrs", "cachetools", "certifi", "h11", "httpcore", "httpx", "idna", "outcome",
+    "anyio", "argcomplete", "attrs", "certifi", "h11", "httpcore", "httpx", "idna", "outcome",
     "pyfuse3", "PyYAML", "sniffio", "sortedcontainers", "trio", "typing_extensions",
 )  # fmt: skip
 

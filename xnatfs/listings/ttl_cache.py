@@ -5,14 +5,13 @@ values that are derived from it, so that no value is older than the listing's TT
 A refusal (NotFound, Denied) is cached as well, for REFUSAL_SECONDS; any other failure is raised in all waiting tasks.
 """
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
-from weakref import WeakValueDictionary
 
 import trio
-from cachetools import TLRUCache
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, NotFound, XnatError
@@ -89,11 +88,28 @@ class _Refusal:
 class _Turn:
     """The lock of one fetch for which other tasks wait, and the error of that fetch."""
 
-    __slots__ = ("__weakref__", "error", "lock")
+    __slots__ = ("_key", "_lock", "_turns", "error")
 
-    def __init__(self) -> None:
-        self.lock = trio.Lock()
+    def __init__(self, turns: dict[Hashable, "_Turn"], key: Hashable) -> None:
+        self._turns = turns
+        self._key = key
+        self._lock = trio.Lock()
         self.error: XnatError | None = None
+        turns[key] = self
+
+    async def __aenter__(self) -> bool:
+        """Wait until no other task fetches, and return whether one did. No other task runs where none did."""
+        waits = self._lock.locked()
+        if waits:
+            await self._lock.acquire()
+        else:
+            self._lock.acquire_nowait()
+        return waits
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+        if not self._lock.locked():  # else it is the turn of the next task that waits
+            del self._turns[self._key]
 
 
 class MetadataCache:
@@ -101,19 +117,16 @@ class MetadataCache:
 
     def __init__(self, max_rows: int = MAX_CACHED_ROWS) -> None:
         self.stale_seconds = 0.0  # for so long after it has expired, a listing is held for `last`
-        self._values: TLRUCache[Hashable, Expiring] = TLRUCache(
-            maxsize=max_rows,
-            ttu=lambda _key, value, _now: self._held_until(value),
-            timer=now,
-            getsizeof=lambda value: len(value) + 1,
-        )
-        self._largest: tuple[Hashable, Expiring] | None = None  # a value that exceeds the limit alone
-        self._turns: WeakValueDictionary[Hashable, _Turn] = WeakValueDictionary()
+        self._values: OrderedDict[Hashable, tuple[Expiring, int]] = OrderedDict()  # with their rows, as of last use
+        self._max_rows = max_rows
+        self._rows = 0  # of all values but the one that exceeds the limit alone
+        self._largest: Hashable = None  # the key of that one
+        self._turns: dict[Hashable, _Turn] = {}
         self.generation = 0  # counts the calls of `outdate`
 
     def __len__(self) -> int:
         """Return the number of values, fresh or not."""
-        return len(self._values) + (self._largest is not None)
+        return len(self._values)
 
     async def get(self, key: Hashable, fetch: Callable[[], Awaitable[T]]) -> T:
         """Return the fresh value of a key, fetching it where there is none. Raises what `fetch` raises.
@@ -124,14 +137,13 @@ class MetadataCache:
         found: T | None = self._fresh(key)
         if found is not None:
             return found
-        turn = self._turns.setdefault(key, _Turn())
-        waits = turn.lock.locked()
-        async with turn.lock:
-            found = self._fresh(key)
-            if found is not None:
-                return found
-            if waits and turn.error is not None:
-                raise copy(turn.error)  # a new one each time: a raised exception collects tracebacks
+        async with (turn := self._turn(key)) as has_waited:
+            if has_waited:
+                found = self._fresh(key)
+                if found is not None:
+                    return found
+                if turn.error is not None:
+                    raise copy(turn.error)  # a new one each time: a raised exception collects tracebacks
             return await self._fetch(key, fetch, turn)
 
     async def renew(
@@ -141,10 +153,12 @@ class MetadataCache:
 
         Raises what `fetch` raises.
         """
-        turn = self._turns.setdefault(key, _Turn())
-        async with turn.lock:
+        async with (turn := self._turn(key)):
             found = self.peek(key)
             return await self._fetch(key, fetch, turn) if found is None or old(found) else found
+
+    def _turn(self, key: Hashable) -> _Turn:
+        return self._turns.get(key) or _Turn(self._turns, key)
 
     async def _fetch(self, key: Hashable, fetch: Callable[[], Awaitable[T]], turn: _Turn) -> T:
         turn.error, generation = None, self.generation
@@ -166,30 +180,27 @@ class MetadataCache:
 
     def last(self, key: Hashable) -> Listing[Any] | None:
         """Return the last listing of a key, fresh or not, if it is still held."""
-        value = self._held(key)
-        return value if isinstance(value, Listing) else None
+        value, _ = self._values.get(key, (None, 0))
+        return value if isinstance(value, Listing) and self._held_until(value) > now() else None
 
     def put(self, key: Hashable, value: Expiring) -> None:
         self._keep(key, value)
 
     def expire(self) -> None:
-        """Release values that are not held any more, which otherwise stay until the next value is added."""
-        self._values.expire()
-        if self._largest and self._held_until(self._largest[1]) <= now():
-            self._largest = None
+        """Release values that are not held any more, which otherwise stay until they are the least recently used."""
+        self.forget_all(lambda _key, value: self._held_until(value) <= now())
 
     def forget(self, key: Hashable) -> None:
-        self._values.pop(key, None)
-        if self._largest and self._largest[0] == key:
+        _, rows = self._values.pop(key, (None, 0))
+        if rows > self._max_rows:
             self._largest = None
+        else:
+            self._rows -= rows
 
     def forget_all(self, which: Callable[[Hashable, Expiring], bool]) -> None:
         """Forget all values for which `which` is true. Iterates over the whole cache."""
-        largest = [self._largest[0]] if self._largest else []
-        for key in [*self._values, *largest]:
-            value = self._held(key)
-            if value is not None and which(key, value):
-                self.forget(key)
+        for key in [key for key, (value, _) in self._values.items() if which(key, value)]:
+            self.forget(key)
 
     def outdate(self) -> None:
         """Keep nothing of which the fetch has begun before now; its callers get it all the same."""
@@ -201,14 +212,11 @@ class MetadataCache:
 
     def _find(self, key: Hashable) -> Expiring | None:
         """Return the fresh value or refusal of a key."""
-        if self._largest is None and not self.stale_seconds:
-            return self._values.get(key)  # which returns nothing that has expired
-        value = self._held(key)
-        return value if value is not None and value.expires > now() else None
-
-    def _held(self, key: Hashable) -> Expiring | None:
-        """Return the value or refusal of a key, fresh or not."""
-        return self._largest[1] if self._largest and self._largest[0] == key else self._values.get(key)
+        value, _ = self._values.get(key, (None, 0))
+        if value is None or value.expires <= now():
+            return None
+        self._values.move_to_end(key)
+        return value
 
     def _held_until(self, value: Expiring) -> float:
         return value.expires + (self.stale_seconds if isinstance(value, Listing) else 0.0)
@@ -222,7 +230,15 @@ class MetadataCache:
 
     def _keep(self, key: Hashable, value: Expiring) -> None:
         self.forget(key)
-        if len(value) < self._values.maxsize:
-            self._values[key] = value
-        else:  # to fetch it for each of its resources would cost more than to hold it
-            self._largest = (key, value)
+        if self._held_until(value) <= now():
+            return
+        rows = len(value) + 1
+        self._values[key] = value, rows
+        if rows > self._max_rows:  # to fetch it for each of its resources would cost more than to hold it
+            self.forget(self._largest)
+            self._largest = key
+            return
+        self._rows += rows
+        while self._rows > self._max_rows:
+            oldest = next(each for each in self._values if each != self._largest)
+            self.forget(oldest)

@@ -83,8 +83,8 @@ class _Maker:
 
     async def scans(self) -> Generated:
         """Make scans.tsv."""
-        listed = await _list(self.parts)
-        frames = await frames_of(self.parts) if listed.scans else {}
+        parts = self.parts
+        listed, frames = await gather(lambda: _list(parts), lambda: frames_of(parts))
         rows = []
         for scan in listed.scans:
             resources = listed.resources("scans", scan.id)
