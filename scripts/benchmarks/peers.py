@@ -66,7 +66,7 @@ COMMANDS = {
     "xnatctl of PyPI": "xnatctl session download -P SERIES -E SESSION -w 4 --out DIR",
     "xnat of PyPI": "session.download_dir(DIR)",
     "pyxnat": 'session.scans().download(DIR, type="ALL", extract=True)',
-    "bare pyfuse3": "python -m scripts.benchmarks.bare MNT --entries COUNT --size BYTES --timeout 3600",
+    "bare pyfuse3": "python -m scripts.benchmarks.bare MNT --timeout 3600 (--entries N --size BYTES | --paths FILE)",
 }
 
 
@@ -129,13 +129,12 @@ def httpdirfs(directory: Path, server: Server) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def bare(directory: Path, count: int, size: int = 0) -> Iterator[Path]:
-    """Mount a file system in Python that answers from memory, until the context ends."""
+def bare(directory: Path, *shape: object) -> Iterator[Path]:
+    """Mount a file system in Python that answers from memory, of a shape given by options, until the context ends."""
     if not (Path(__file__).parent / "bare.py").exists():
         raise NotToBeHad("bare.py is not there")
     mountpoint = directory / "bare"
-    options = ["--entries", count, "--size", size, "--timeout", "3600"]
-    command = [sys.executable, "-m", "scripts.benchmarks.bare", mountpoint, *options]
+    command = [sys.executable, "-m", "scripts.benchmarks.bare", mountpoint, "--timeout", "3600", *shape]
     with foreign(command, mountpoint, directory / "bare.log") as mounted:
         yield mounted
 

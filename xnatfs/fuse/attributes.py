@@ -49,6 +49,14 @@ class Ownership:
         return made
 
 
+def dot(inode: InodeT) -> pyfuse3.EntryAttributes:
+    """Return the reply for an entry "." or "..", of which the kernel takes number and type only."""
+    made = pyfuse3.EntryAttributes()
+    made.st_ino = inode
+    made.st_mode = DIRECTORY_MODE
+    return made
+
+
 def seconds_left(expires: float) -> float:
     """Return for how long the kernel may keep what expires then, on the clock of `common/clock.py`."""
     return min(max(expires - now(), 0.0), LONGEST_TIMEOUT)

@@ -15,7 +15,7 @@ from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ReaddirToken, Request
 from xnatfs.common.clock import now
 from xnatfs.common.errors import NotFound, ReadOnly, Stale, XnatError
 from xnatfs.content import Blob
-from xnatfs.fuse.attributes import Ownership, absent, seconds_left
+from xnatfs.fuse.attributes import Ownership, absent, dot, seconds_left
 from xnatfs.fuse.control.error_log import ErrorLog
 from xnatfs.fuse.dir_cache import DirCache, DirListing, EntryReply
 from xnatfs.fuse.errnos import handler
@@ -179,8 +179,7 @@ class Operations(pyfuse3.Operations):
         listing = self.dir_cache.open(inode, await node.children())
         if not listing.dots:
             parent = node.parent or node  # the root is in itself
-            above = self.inodes.known(parent).inode
-            listing.dots = (self._attributes(node, inode, 0.0), self._attributes(parent, above, 0.0))
+            listing.dots = (dot(inode), dot(self.inodes.known(parent).inode))
         handle = FileHandleT(next(self._handles))
         self._directories[handle] = listing
         return handle
@@ -213,7 +212,7 @@ class Operations(pyfuse3.Operations):
 
     async def _reply(self, listing: DirListing, place: int, node: Node) -> EntryReply:
         """Make a reply. Nothing awaits between finding the number and the reply: another could get it meanwhile."""
-        if place % MADE_AT_ONCE == 0:
+        if place % MADE_AT_ONCE == MADE_AT_ONCE - 1:
             await trio.lowlevel.checkpoint()
         if isinstance(node, File) and not node.measured and not node.is_generated:
             following = listing.nodes[place : place + MEASURED_AT_ONCE]

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
-from weakref import WeakValueDictionary
 
 import trio
 from cachetools import TLRUCache
@@ -89,11 +88,28 @@ class _Refusal:
 class _Turn:
     """The lock of one fetch for which other tasks wait, and the error of that fetch."""
 
-    __slots__ = ("__weakref__", "error", "lock")
+    __slots__ = ("_key", "_lock", "_turns", "error")
 
-    def __init__(self) -> None:
-        self.lock = trio.Lock()
+    def __init__(self, turns: dict[Hashable, "_Turn"], key: Hashable) -> None:
+        self._turns = turns
+        self._key = key
+        self._lock = trio.Lock()
         self.error: XnatError | None = None
+        turns[key] = self
+
+    async def __aenter__(self) -> bool:
+        """Wait until no other task fetches, and return whether one did. No other task runs where none did."""
+        waits = self._lock.locked()
+        if waits:
+            await self._lock.acquire()
+        else:
+            self._lock.acquire_nowait()
+        return waits
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+        if not self._lock.locked():  # else it is the turn of the next task that waits
+            del self._turns[self._key]
 
 
 class MetadataCache:
@@ -108,7 +124,7 @@ class MetadataCache:
             getsizeof=lambda value: len(value) + 1,
         )
         self._largest: tuple[Hashable, Expiring] | None = None  # a value that exceeds the limit alone
-        self._turns: WeakValueDictionary[Hashable, _Turn] = WeakValueDictionary()
+        self._turns: dict[Hashable, _Turn] = {}
         self.generation = 0  # counts the calls of `outdate`
 
     def __len__(self) -> int:
@@ -124,14 +140,13 @@ class MetadataCache:
         found: T | None = self._fresh(key)
         if found is not None:
             return found
-        turn = self._turns.setdefault(key, _Turn())
-        waits = turn.lock.locked()
-        async with turn.lock:
-            found = self._fresh(key)
-            if found is not None:
-                return found
-            if waits and turn.error is not None:
-                raise copy(turn.error)  # a new one each time: a raised exception collects tracebacks
+        async with (turn := self._turn(key)) as has_waited:
+            if has_waited:
+                found = self._fresh(key)
+                if found is not None:
+                    return found
+                if turn.error is not None:
+                    raise copy(turn.error)  # a new one each time: a raised exception collects tracebacks
             return await self._fetch(key, fetch, turn)
 
     async def renew(
@@ -141,10 +156,12 @@ class MetadataCache:
 
         Raises what `fetch` raises.
         """
-        turn = self._turns.setdefault(key, _Turn())
-        async with turn.lock:
+        async with (turn := self._turn(key)):
             found = self.peek(key)
             return await self._fetch(key, fetch, turn) if found is None or old(found) else found
+
+    def _turn(self, key: Hashable) -> _Turn:
+        return self._turns.get(key) or _Turn(self._turns, key)
 
     async def _fetch(self, key: Hashable, fetch: Callable[[], Awaitable[T]], turn: _Turn) -> T:
         turn.error, generation = None, self.generation

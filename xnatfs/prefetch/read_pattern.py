@@ -42,6 +42,9 @@ MAX_MISSES = 1
 # Resources to which a reader comes back from another one before it counts as reading all of the session in no order.
 # Two programs side by side, each with a series of its own, do not; nor does one that takes a file of each.
 SCATTERED_RESOURCES = 3
+# Changes of direction among the resources that it enters, after which it counts as such a reader, too. A program that
+# takes files of chosen resources goes one way.
+SCATTERED_TURNS = 2
 
 # The files of an item, by resource.
 Groups = Mapping[Hashable, Sequence[FileRow]]
@@ -116,11 +119,14 @@ class Course:
         self._last = ""
         self._misses = 0
         self._is_first = True  # one resource was entered
+        self._ways: dict[int, bool] = {}  # whether the last step went ahead, in each order
+        self._turns = [0] * len(orders)
 
     def go(self, resource: str) -> bool:
         """Note a resource of which the first file is opened, and return whether it was expected."""
         last, self._last = self._last, resource
         self._is_first = not last
+        self._note_turns(last, resource)
         for number, order in enumerate(self.orders):
             place = order.index(resource)
             if last not in order and place in (0, len(order) - 1):
@@ -134,6 +140,18 @@ class Course:
             if abs(step := order.index(resource) - order.index(last)) == 1:
                 self._chosen, self._step = number, step
         return False
+
+    def _note_turns(self, last: str, resource: str) -> None:
+        for number, order in enumerate(self.orders):
+            if last in order:
+                way = order.index(resource) > order.index(last)
+                self._turns[number] += way != self._ways.setdefault(number, way)
+                self._ways[number] = way
+
+    @property
+    def turns(self) -> int:
+        """Return how often the reader has changed its direction, in the order in which it does so least."""
+        return min(self._turns)
 
     def expect_names(self) -> None:
         """Note that the files of a resource are not read in the order of its listing.
@@ -226,7 +244,8 @@ class SessionReads:
     @property
     def is_scattered(self) -> bool:
         """Return whether the reader goes through all resources in no order."""
-        return len(self._revisited) >= SCATTERED_RESOURCES
+        turns = max((course.turns for course in self._courses.values()), default=0)
+        return len(self._revisited) >= SCATTERED_RESOURCES or turns >= SCATTERED_TURNS
 
     @property
     def is_read(self) -> bool:
@@ -259,7 +278,8 @@ class SessionReads:
     def room(self, series: Series) -> int:
         """Return how many more bytes the archive of a resource may bring now; none is left at 0 or below."""
         is_read = self._counts_as_read(series)
-        most = SERIES_AHEAD_BYTES << min(max(self._files - FILES_READ, 0), 20)
+        doublings = self._files - FILES_READ if self._revisited or not self.is_scattered else 0
+        most = SERIES_AHEAD_BYTES << min(max(doublings, 0), 20)
         most = min(most, max(4 * SERIES_AHEAD_BYTES, SERIES_AHEAD_FACTOR * self._read)) if is_read else self._read // 2
         same = (each.unread_bytes for each in self.series.values() if self._counts_as_read(each) == is_read)
         return min(most, self._most) - sum(same)

@@ -17,7 +17,7 @@ def storm(bench: Bench) -> list[Row]:
     data = bench.many(2000, 10_000)
     local = archives.session(data) / "scans" / "1" / "DICOM"
     times, inside = 2 * bench.times + 1, Path("scans", "1", "DICOM")
-    with bench.server(data) as server:
+    with bench.server(data, tls=True) as server:
         with bench.mount(server, "--ttl", "3600") as mount:
             folder = mount.session("MANY") / inside
             find = _in_turn([FIND.format(folder), FIND.format(local)], times)
@@ -25,7 +25,7 @@ def storm(bench: Bench) -> list[Row]:
             ls, bare, notes = _beside_bare(bench, folder, entries, times)
         with bench.mount(server, "--ttl", "3600", "--no-xattr") as mount:
             plain = _in_turn([LS.format(mount.session("MANY") / inside), LS.format(local)], times)
-    first = Row("storm", f"`find -printf %s` of {entries} entries, warm", find[0], "a local directory", find[1],
+    first = Row("storm", f"`find -printf %s` of {entries} entries, warm, TLS", find[0], "a local directory", find[1],
                 "at most 3").at_most(3).require(right, "other sizes")  # fmt: skip
     second = Row("storm", "`ls -l` of them", ls, "a bare pyfuse3 that answers the same", bare, "at most 2", notes=notes)
     third = Row("storm", "`ls -l` with `--no-xattr`", plain[0], "a local directory", plain[1], "at most 3").at_most(3)
@@ -49,7 +49,7 @@ def _told(folder: Path) -> dict[str, int]:
 def _beside_bare(bench: Bench, folder: Path, count: int, times: int) -> tuple[list[float], list[float], list[str]]:
     """Time `ls -l` of xnatfs and of a bare file system with as many entries, or note why that is unavailable."""
     try:
-        with peers.bare(bench.directory, count) as mountpoint:
+        with peers.bare(bench.directory, "--entries", count) as mountpoint:
             ours, bare = _in_turn([LS.format(folder), LS.format(mountpoint)], times)
             seen = len(list(mountpoint.iterdir()))
             return ours, bare, [] if seen == count else [f"the bare one shows {seen} entries"]
@@ -62,7 +62,7 @@ def memory(bench: Bench) -> list[Row]:
     sessions, steps = (5, (1, 2, 5)) if bench.quick else (100, (10, 30, 100))
     shape, each = f"{sessions}x1x20x500", 20 * 500
     held, counts, done, right = [], [], 0, True
-    with bench.server(options=["--shape", shape]) as server:
+    with bench.server(tls=True, options=["--shape", shape]) as server:
         with bench.mount(server, "--ttl", "3600", "--timeout", "600") as mount:
             top = mount.path / "projects" / "SHAPED"
             rig.shell(f"ls {top}")
@@ -75,7 +75,7 @@ def memory(bench: Bench) -> list[Row]:
                 held.append(mount.resident())
                 counts.append(step * each)
     told_steps = ", ".join(f"{count:,} files {mb:.0f} MB" for count, mb in zip(counts, held, strict=True))
-    row = Row("memory", f"{counts[-1]:,} files listed: resident", held[-1:], "", [], "under 600 MB", "MB")
+    row = Row("memory", f"{counts[-1]:,} files listed: resident, TLS", held[-1:], "", [], "under 600 MB", "MB")
     row.require(held[-1] < 600).require(right, "other files").notes.append(
         f"listed nothing {idle:.0f} MB, {told_steps}"
     )

@@ -205,7 +205,7 @@ def orders(bench: Bench) -> list[Row]:
 def _limit_of_pyfuse3(bench: Bench, count: int, size: int, ours: Sequence[float]) -> Row:
     """Read as many files from a file system that has them in memory: no mount by pyfuse3 takes less."""
     bare = []
-    with peers.bare(bench.directory, count, size) as mountpoint:
+    with peers.bare(bench.directory, "--entries", count, "--size", size) as mountpoint:
         for _ in range(bench.times):
             rig.shell(f"ls -l {mountpoint} > /dev/null")
             rig.drop_pages()
