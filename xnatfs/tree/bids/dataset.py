@@ -285,10 +285,19 @@ class Dataset:
     async def map(self) -> tuple[BidsMap, dict[ListKey, Listing[Any]]]:
         """Return the lines of all maps that apply, and the listings that they are of."""
         keys = BidsMapKey(self.project.id), BidsMapKey("")
-        project, site = await gather(*(partial(self.site.listings.get, key) for key in keys))
+        made_of: dict[ListKey, Listing[Any]] = {}
+        project, site = await gather(*(partial(self._map_rows, key, made_of) for key in keys))
         own = await trio.to_thread.run_sync(_read_map, self._map_path) if self._map_path else []
-        merged = BidsMap.of(("file", own), ("map of the project", project.rows), ("map of the site", site.rows))
-        return merged, dict(zip(keys, (project, site), strict=True))
+        merged = BidsMap.of(("file", own), ("map of the project", project), ("map of the site", site))
+        return merged, made_of
+
+    async def _map_rows(self, key: BidsMapKey, made_of: dict[ListKey, Listing[Any]]) -> Sequence[BidsMapRow]:
+        """Return the rows of a map; if it cannot be read, a row that says so: another map may count more."""
+        try:
+            found = made_of[key] = await self.site.listings.get(key)
+        except BadReply as error:
+            return [BidsMapRow("", "", wrong=f"the BIDS map of {key.project or 'the site'} cannot be read: {error}")]
+        return found.rows
 
     async def plan(self, subject: str, session: SessionFolder) -> PlannedSession:
         key = BidsPlanKey(self.project.id, session.experiment.id, subject, session.label)
