@@ -8,6 +8,8 @@ from xnatfs.demo.archive.model import Archive, User
 ASSESSORS = "/data/experiments?xsiType=xnat:imageAssessorData&columns=ID,label,date,xsiType,session_ID"
 LABEL = "xnat:subjectdata/resources/resource/label"
 SUBJECTS = "/data/projects/P/subjects?columns=ID,label,xnat:subjectData/resources/resource/label"
+SESSION_LABEL = "xnat:imagesessiondata/resources/resource/label"
+SESSIONS = f"/data/experiments?project=P&xsiType=xnat:imageSessionData&columns=ID,{SESSION_LABEL}"
 SCANS = "/data/experiments?project=P&xsiType=xnat:imageSessionData&columns=ID,xnat:imagescandata/id"
 
 
@@ -50,17 +52,26 @@ def test_subjects_are_listed_once_for_each_resource(jane):
     assert sorted((row["label"], row[LABEL]) for row in found) == [("A", "a &amp; b"), ("A", "notes"), ("B", "")]
 
 
+def test_sessions_are_listed_once_for_each_resource_of_their_own(jane, demo):
+    with demo.archive.lock:
+        demo.archive.resource(demo.archive.experiments["DEMO_E00001"].resources, "rawdata")
+        demo.archive.resource(demo.archive.experiments["DEMO_E00001"].resources, "logs")
+    found = [(row["ID"], row[SESSION_LABEL]) for row in rows(jane.get(SESSIONS))]
+    assert sorted(found) == [("DEMO_E00001", "logs"), ("DEMO_E00001", "rawdata"), ("DEMO_E00002", "")]
+
+
 def test_a_server_may_ignore_what_it_cannot_join(jane, demo):
     demo.site.joins = "ignored"
     assert all(LABEL not in row for row in rows(jane.get(SUBJECTS)))
     assert all("session_ID" not in row for row in rows(jane.get(f"{ASSESSORS}&session_ID=DEMO_E00002")))
     assert all("xnat:imagescandata/id" not in row for row in rows(jane.get(SCANS)))
+    assert all(SESSION_LABEL not in row for row in rows(jane.get(SESSIONS)))
     assert len(rows(jane.get("/data/projects/P/subjects"))) == 2
 
 
 def test_a_server_may_refuse_what_it_cannot_join(jane, demo):
     demo.site.joins = "refused"
-    for url in (SUBJECTS, f"{ASSESSORS}&session_ID=DEMO_E00002", SCANS):
+    for url in (SUBJECTS, f"{ASSESSORS}&session_ID=DEMO_E00002", SCANS, SESSIONS):
         assert jane.get(url).status_code == 500
     assert len(rows(jane.get("/data/projects/P/subjects"))) == 2
 

@@ -396,6 +396,15 @@ def test_the_validator_fetches_each_image_once(demo, hundred, copies):
     assert len(read) == len(set(read)) <= 2 * SUBJECTS + 5, read[:20]
 
 
+def test_labels_that_are_alike_are_reported(mount):
+    rows = [row for row in left_out(mount.path / "bids" / "BIDS_IDENTITY") if row["scan"] == "n/a"]
+    assert [(row["subject"], row["session"]) for row in rows] == [
+        ("sub-CASE001X90002", "n/a"),
+        ("sub-CASE001X90002", "ses-MR1X90003"),
+    ]
+    assert "'CASE_001'" in rows[0]["reason"]
+
+
 # -- other programs that index -------------------------------------------------------------------------------------
 
 

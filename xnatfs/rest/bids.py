@@ -201,17 +201,17 @@ async def authors(xnat: Xnat, project: str) -> list[Author]:
 async def bids_map(xnat: Xnat, project: str = "") -> list[BidsMapRow]:
     """Fetch a project's map of BIDS names, or the site's: where there is none, a row without a name.
 
-    The text comes in a table, as UTF-8; as plain text it would lose letters on most servers. A reply that is no map is
-    a row that says so: another map may count more.
+    The text comes in a table, as UTF-8; as plain text it would lose letters on most servers. A text that is no map is a
+    row that says so: another map may count more.
     """
     where = ("projects", project, "config") if project else ("config",)
     name = f"the BIDS map of {project or 'the site'}"
     try:
-        return map_rows(await xnat.rows(*where, "bids", "bidsmap"), name) or [NO_LINE]
+        rows = await xnat.rows(*where, "bids", "bidsmap")
     except (NotFound, Denied):
         return [NO_LINE]
+    try:
+        return map_rows(rows, name) or [NO_LINE]
     except BadReply as error:
-        text = str(error)
-        wrong = text if text.startswith(name) else f"{name} cannot be read: {text}"
-        log.warning("%s; no line of it is used", wrong)
-        return [BidsMapRow("", "", wrong=wrong)]
+        log.warning("%s: no line of it is used", error)
+        return [BidsMapRow("", "", wrong=str(error))]

@@ -127,6 +127,23 @@ async def test_a_map_of_the_site_that_is_none_leaves_what_the_projects_names(tmp
         assert [record.path for record in demo.requests].count("/data/config/bids/bidsmap") == 1
 
 
+async def test_a_map_of_the_site_that_the_server_fails_to_send_leaves_what_the_projects_names(tmp_path):
+    async with opened(as_dcm2niix_leaves_it(T1_3D="T1w", REST="func/task-movie_bold"), tmp_path) as (site, demo):
+
+        def fail(request):
+            if request.path == "/data/config/bids/bidsmap":
+                raise Failed(500, "null")
+
+        demo.faults.append(fail)
+        assert len(images(await tree(await find(site, "bids/P/sub-S1/ses-E1")))) == 3
+        (row,) = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
+        assert "the BIDS map of the site cannot be read" in row["reason"]
+        demo.faults.clear()
+        site.reload(None)
+        rows = await table(site, "bids/P/sourcedata/xnatfs/left-out.tsv")
+        assert ["which counts more than" in row["reason"] for row in rows] == [True, True]
+
+
 async def test_what_only_a_map_that_is_none_could_name_is_an_error(tmp_path):
     made = as_dcm2niix_leaves_it(REST="func/task-movie_bold")
     made.configurations.put("bids", "bidsmap", "{", project="")

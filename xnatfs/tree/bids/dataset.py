@@ -52,7 +52,8 @@ class SessionFolder:
 
     label: str
     home: SessionDir
-    is_converted: bool = True  # it has, or may have converted scans; else only a whole tree
+    is_converted: bool  # it has, or may have converted scans; else only a whole tree
+    is_renamed: bool  # its plain label is another one's, or too long
 
     @property
     def experiment(self) -> Experiment:
@@ -66,6 +67,7 @@ class SubjectFolder:
     label: str
     home: SubjectDir
     sessions: Mapping[str, SessionFolder]
+    is_renamed: bool
 
     @property
     def subject(self) -> Subject:
@@ -135,7 +137,7 @@ class Dataset:
         unconverted = {row.id for row in labels.rows if not row.has_nifti}
         hidden, keys = await self._without_trees(unconverted)
         homes = [node for node in children.nodes.values() if isinstance(node, SubjectDir)]
-        named, _ = folder_labels(
+        named, renamed = folder_labels(
             Labelled(home.subject.id, home.subject.label, home.subject.project not in ("", self.project.id))
             for home in homes
         )
@@ -150,7 +152,7 @@ class Dataset:
             sessions = await self._sessions(home, unconverted, hidden)
             if sessions:
                 label = named[home.subject.id]
-                subjects[label] = SubjectFolder(label, home, sessions)
+                subjects[label] = SubjectFolder(label, home, sessions, home.subject.id in renamed)
         people = {named[home.subject.id]: home.subject for home in homes}
         keys += [*self.sources(), ImageLabelsKey(self.project.id), FilesKey(self._item, False)]
         made_of = self._made_of(keys)
@@ -233,14 +235,14 @@ class Dataset:
         nodes = [node for node in (await home.load()).nodes.values() if isinstance(node, SessionDir)]
         imaging = [node for node in nodes if node.experiment.is_imaging]
         subject = home.subject.label if self._cut_subject else ""
-        named, _ = folder_labels(
+        named, renamed = folder_labels(
             Labelled(node.experiment.id, without_subject(node.experiment.label, subject)) for node in imaging
         )
         found = {}
         for node in imaging:
             if (accession := node.experiment.id) not in hidden:
                 label = named[accession]
-                found[label] = SessionFolder(label, node, accession not in unconverted)
+                found[label] = SessionFolder(label, node, accession not in unconverted, accession in renamed)
         return dict(sorted(found.items()))
 
     async def demographics(self) -> Listing[Demographics] | None:
@@ -283,10 +285,19 @@ class Dataset:
     async def map(self) -> tuple[BidsMap, dict[ListKey, Listing[Any]]]:
         """Return the lines of all maps that apply, and the listings that they are of."""
         keys = BidsMapKey(self.project.id), BidsMapKey("")
-        project, site = await gather(*(partial(self.site.listings.get, key) for key in keys))
+        made_of: dict[ListKey, Listing[Any]] = {}
+        project, site = await gather(*(partial(self._map_rows, key, made_of) for key in keys))
         own = await trio.to_thread.run_sync(_read_map, self._map_path) if self._map_path else []
-        merged = BidsMap.of(("file", own), ("map of the project", project.rows), ("map of the site", site.rows))
-        return merged, dict(zip(keys, (project, site), strict=True))
+        merged = BidsMap.of(("file", own), ("map of the project", project), ("map of the site", site))
+        return merged, made_of
+
+    async def _map_rows(self, key: BidsMapKey, made_of: dict[ListKey, Listing[Any]]) -> Sequence[BidsMapRow]:
+        """Return the rows of a map; if it cannot be read, a row that says so: another map may count more."""
+        try:
+            found = made_of[key] = await self.site.listings.get(key)
+        except BadReply as error:
+            return [BidsMapRow("", "", wrong=f"the BIDS map of {key.project or 'the site'} cannot be read: {error}")]
+        return found.rows
 
     async def plan(self, subject: str, session: SessionFolder) -> PlannedSession:
         key = BidsPlanKey(self.project.id, session.experiment.id, subject, session.label)

@@ -80,7 +80,7 @@ class SessionPlanning:
             BadReply: A part of the listings is missing, without which the plan would pass for a whole one.
         """
         item, site = self._home.item, self._site
-        await self._home.parts.look_into()
+        await site.look_into(self._home.project, item[1], assessors=False)
         keys = ScansKey(item[1]), ResourcesKey(item, True), FilesKey(item, True)
         scans, resources, files = await gather(*(partial(site.listings.get, key) for key in keys))
         used = {**made_of, **dict(zip(keys, (scans, resources, files), strict=True))}

@@ -46,6 +46,7 @@ class DatasetReport:
     sessions: list[ReportedSession]
     tree: Tree
     bids_map: BidsMap
+    renamed: list[tuple[str, ...]]  # rows of the folders that could not have their plain labels
     expires: float
 
     @classmethod
@@ -54,19 +55,23 @@ class DatasetReport:
         outline = await dataset.outline()
         bids_map, made_of = await dataset.map()
         expires = min([outline.expires, *(listing.expires for listing in made_of.values())])
-        sessions, trees = [], []
+        sessions, trees, renamed = [], [], list[tuple[str, ...]]()
         for label, subject in outline.subjects.items():
+            if subject.is_renamed:
+                renamed.append((f"sub-{label}", "", "", "", _renamed(subject.subject.label), ""))
             stored, own = await dataset.stored(outline, subject)
             trees.append(Tree({f"sub-{label}": stored}, failures=stored.failures))
             for session in subject.sessions.values():
                 path, planned, failure = f"sub-{label}/ses-{session.label}", None, ""
+                if session.is_renamed:
+                    renamed.append((*path.split("/"), "", "", _renamed(session.experiment.label), ""))
                 try:
                     planned = await dataset.plan(label, session)
                     expires = min(expires, planned.expires)
                 except (BadReply, NotFound, Denied) as error:
                     failure = str(error)
                 sessions.append(ReportedSession(path, planned, session not in own, failure))
-        return cls(sessions, outline.tree.joined(trees), bids_map, expires)
+        return cls(sessions, outline.tree.joined(trees), bids_map, renamed, expires)
 
     @property
     def images(self) -> int:
@@ -83,6 +88,7 @@ class DatasetReport:
             yield ("", "", "", "", f"{self.bids_map.wrong}: no line of it is used", "")
         for failure in self.tree.failures:
             yield ("", "", "", "", f"a tree in a resource is not shown: {failure}", "")
+        yield from self.renamed
         for session in self.sessions:
             yield from session.left_out()
 
@@ -102,3 +108,7 @@ class DatasetReport:
                 base = "/".join(planned.resources[file.resource].resource_dir.address.base)
                 uri = f"/data/{base}/resources/{file.resource}/files/{file.path}"
                 yield (f"{session.path}/{path}", uri, file.digest)
+
+
+def _renamed(label: str) -> str:
+    return f"is shown; the label {label!r} alone is too long, empty, or another one's without its special characters"
