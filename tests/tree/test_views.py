@@ -142,6 +142,13 @@ async def test_projects_are_left_out_with_their_links(server, tmp_path):
             await find(site, "projects/P")
 
 
+async def test_a_filter_that_leaves_no_project_is_reported(server, tmp_path, caplog):
+    async with opened(server, tmp_path) as site:
+        site.views = ViewOptions(projects=("p", "NONE"))
+        assert await names(site, "projects") == []
+    assert "no project is shown: --projects p,NONE matches none" in caplog.text
+
+
 async def test_a_filter_renames_nothing_and_addresses_nothing_else(server, tmp_path):
     """A resource without its equal stays LABEL~ID, and a scan whose ID is the type of a hidden one is not confused."""
     server.lists["experiments/X_E1/scans"] = [{"ID": "1", "type": "x"}, {"ID": "x", "type": "T2"}]

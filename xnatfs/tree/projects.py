@@ -1,5 +1,6 @@
 """Show projects/PROJECT/SUBJECT/SESSION: by project ID, then by the labels in that project."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from xnatfs.common.tasks import aside
@@ -13,6 +14,8 @@ from xnatfs.tree.node import Children, Dir, Node
 from xnatfs.tree.resource_view import ResourcePlace
 from xnatfs.tree.resources import ResourcesDir
 from xnatfs.tree.sessions import SessionDir
+
+log = logging.getLogger(__name__)
 
 RESOURCES = "resources"  # beside subjects and sessions; an equal label gets a suffix
 PROJECT_NAMES = frozenset({RESOURCES, *PROJECT_TABLES})  # likewise, beside subjects
@@ -28,6 +31,8 @@ class Projects(Dir):
         named = assign(listing.rows, lambda row: row.id, lambda row: row.id)
         shown = self.site.views.shows_project
         nodes = {name: self.project_dir(name, row) for name, row in named.items() if shown(row.id)}
+        if named and not nodes:
+            log.warning("no project is shown: --projects %s matches none", ",".join(self.site.views.projects))
         return Children(nodes, listing.expires)
 
     def project_dir(self, name: str, row: Project) -> "ProjectDir":
