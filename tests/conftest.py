@@ -1,5 +1,6 @@
 """Fixtures for more than one module."""
 
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -9,6 +10,25 @@ from trio.testing import MockClock
 from tests.support.commanding import Shell, shell
 from tests.support.content_fakes import patient
 from xnatfs.demo.server.releases import RELEASES, Release
+
+# The files that take longest, longest first: begun first, none of them is what the other processes wait for at the end.
+LONGEST_FILES = (
+    "promises/test_fault_matrix.py",
+    "promises/test_stress.py",
+    "programs/test_bids.py",
+    "programs/test_headers.py",
+    "scripts/test_bench.py",
+    "cli/test_manners.py",
+    "fuse/test_mount.py",
+    "cli/test_exec.py",
+    "cli/test_logins.py",
+    "programs/test_directory.py",
+    "transfer/test_upload.py",
+    "cli/test_boot.py",
+    "scripts/test_building.py",
+    "cli/test_contract.py",
+    "cli/test_completion.py",
+)
 
 
 @pytest.fixture
@@ -30,6 +50,22 @@ def release(request: pytest.FixtureRequest) -> Release:
 @pytest.fixture
 def patient_clock() -> MockClock:
     return patient()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave the order of files to `pytest_collection_modifyitems`; pytest-xdist begins those with most tests first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes run with `--numprocesses auto`: tests also wait, for mounts, servers and time."""
+    return (os.cpu_count() or 1) * 3 // 2
 
 
 @pytest.hookimpl(wrapper=True)

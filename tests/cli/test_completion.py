@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.commanding import LABEL, OWNER, SESSION, Shell
-from tests.support.mounting import SCRIPTS
+from tests.support.mounting import SCRIPTS, run
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.reply import Reply
 
@@ -30,7 +30,7 @@ def complete(shell: Shell, line: str) -> list[str]:
         "_ARGCOMPLETE_IFS": "\n",
         "_ARGCOMPLETE_STDOUT_FILENAME": str(out),
     }
-    done = subprocess.run(shell.program, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+    done = run(*shell.program, env=env, stdin=subprocess.DEVNULL, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     return sorted(name.replace("\\", "").strip() for name in out.read_text().split("\n") if name.strip())
 

@@ -451,7 +451,7 @@ def test_a_web_page_is_no_success(fresh, verb):
 
 
 def test_an_interrupted_wait_is_taken_up_again(tmp_path):
-    with shell(tmp_path, idle=6.0, work=0.5) as fresh:
+    with shell(tmp_path, idle=3600.0, work=0.5) as fresh:
         fresh.receive("SESS001", ready=False)
         words = (*fresh.program, "prearchive", "archive", *MINE, "--session", "SESS001", "--wait")
         process = subprocess.Popen(words, env=fresh.environment(), stderr=subprocess.PIPE, text=True)
@@ -461,6 +461,7 @@ def test_an_interrupted_wait_is_taken_up_again(tmp_path):
         process.communicate(timeout=LIMIT)
         assert process.returncode == 130
         assert fresh.requests("POST", ARCHIVE) == []
+        fresh.app.site.idle = 0.0
         archive(fresh, "--session", "SESS001", "--wait")
         assert "SESS001" in labels(fresh)
 

@@ -135,21 +135,17 @@ LOOKS: dict[str, tuple[str, Sequence[str], int]] = {
 }
 
 
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("look", [pytest.param(look, marks=needs(LOOKS[look][1][0])) for look in LOOKS])
 def test_a_look_at_a_header_costs_a_window_or_two(demo, mount, data, look):
     name, command, windows = LOOKS[look]
-    if shutil.which(command[0]) is None:
-        pytest.skip(f"{command[0]} is not installed")
     sent = demo.count_sent()
     said(mount, data, SCAN / "BIG" / name, *command)
     assert 0 < sum(sent) <= windows * MiB
 
 
-@pytest.mark.parametrize("program", ["gdcminfo", "gdcmdump"])
+@pytest.mark.parametrize("program", [pytest.param(each, marks=needs(each)) for each in ("gdcminfo", "gdcmdump")])
 def test_programs_that_read_the_pixels_say_the_same(demo, mount, data, program):
     """Compare programs that read the pixels, too."""
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} is not installed")
     said(mount, data, SCAN / "BIG" / "enhanced.dcm", program, "FILE")
 
 

@@ -42,13 +42,13 @@ class ForkServer:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", __name__, str(theirs.fileno())]
         self._env = env
-        # Python makes its streams at the start, and as children have them: nothing to read, and pipes.
+        # Python makes its streams at the start, and as most children have them: pipes.
         self._process = subprocess.Popen(
             command,
             env=env,
             cwd=Path(__file__).parents[2],
             pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -64,16 +64,26 @@ class ForkServer:
         return all(env.get(key) == self._env.get(key) for key in {*env, *self._env} if key.startswith(AT_START))
 
     def run(
-        self, words: list[str], env: Mapping[str, str], cwd: Path, timeout: float
+        self, words: list[str], env: Mapping[str, str], cwd: Path, timeout: float, typed: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command with its output as text, and without an input; raise TimeoutExpired after killing it."""
+        """Run a command with its input and output as text; raise TimeoutExpired after killing it.
+
+        Args:
+            words: The path of the program, and its arguments.
+            env: The environment.
+            cwd: The directory.
+            timeout: Seconds until it is killed.
+            typed: The input, of less than a pipe holds; "" stands for /dev/null.
+        """
         request = json.dumps({"argv": words, "env": dict(env), "cwd": str(cwd)}).encode()
+        source = _holding(typed.encode(errors="surrogateescape")) if typed else os.open(os.devnull, os.O_RDONLY)
         out, err, state = os.pipe(), os.pipe(), os.pipe()
+        theirs = [source, out[1], err[1], state[1]]
         try:
-            socket.send_fds(self._requests, [request], [out[1], err[1], state[1]])
+            socket.send_fds(self._requests, [request], theirs)
         finally:
-            for _, writing in (out, err, state):
-                os.close(writing)
+            for descriptor in theirs:
+                os.close(descriptor)
         with open(out[0], "rb") as output, open(err[0], "rb") as errors, open(state[0], "rb") as states:
             child = os.read(states.fileno(), 64)  # its number, which comes first, and the status if it has ended
             if not child:
@@ -85,6 +95,15 @@ class ForkServer:
                 os.kill(int(number), signal.SIGKILL)
             raise subprocess.TimeoutExpired(words, timeout)
         return subprocess.CompletedProcess(words, int(status), *texts[:2])
+
+
+def _holding(data: bytes) -> int:
+    """Return the end of a pipe from which this is read."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with open(writing, "wb") as pipe:
+        pipe.write(data)
+    return reading
 
 
 def _read_all(descriptors: list[int], timeout: float) -> tuple[bool, list[str]]:
@@ -119,15 +138,15 @@ def _serve(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
                     selector.unregister(key.fd)
                     _report(key.fd, *key.data)
                     continue
-                message, streams, _, _ = socket.recv_fds(requests, MOST_BYTES, 3)
+                message, streams, _, _ = socket.recv_fds(requests, MOST_BYTES, 4)
                 if not message:
                     os._exit(0)
                 child = os.fork()
                 if not child:
                     return json.loads(message), streams
-                os.write(streams[2], f"{child}\n".encode())
-                selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, streams[2]))
-                for stream in streams[:2]:
+                os.write(streams[3], f"{child}\n".encode())
+                selector.register(os.pidfd_open(child), selectors.EVENT_READ, (child, streams[3]))
+                for stream in streams[:3]:
                     os.close(stream)
 
 
@@ -142,8 +161,8 @@ def _report(process: int, child: int, state: int) -> None:
 
 def _become(request: dict[str, Any], streams: list[int]) -> None:
     """Take the arguments, the environment, the directory and the streams of a command."""
-    os.dup2(streams[0], 1)
-    os.dup2(streams[1], 2)
+    for number in (0, 1, 2):
+        os.dup2(streams[number], number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     sys.argv[:] = request["argv"]
     sys.path[0] = str(Path(sys.argv[0]).parent)

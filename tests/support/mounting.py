@@ -35,7 +35,8 @@ def run(*command: str | Path, env: Mapping[str, str] | None = None, **options: A
     """Run a program with its output as text, whatever its status."""
     words = [str(part) for part in command]
     if env is not None and words[0] in OURS and _is_plain(options) and _fork_server().can_run(env):
-        return _fork_server().run(words, env, options.get("cwd", Path.cwd()), options.get("timeout", LIMIT))
+        places = options.get("cwd", Path.cwd()), options.get("timeout", LIMIT)
+        return _fork_server().run(words, env, *places, options.get("input", ""))
     options = {"capture_output": True, "text": True, "errors": "surrogateescape", "timeout": LIMIT, **options}
     return subprocess.run(words, env=env, **options)
 

@@ -16,6 +16,7 @@ from tests.support.mounting import SCRIPTS, environment, run
         ("xnatctl", "project", "list", "--nonsense"),
         ("xnatctl", "project", "list", "--url", "http://127.0.0.1:1"),
         ("xnatctl", "config", "show", "\udcff"),
+        ("xnatctl", "auth", "login", "--password-stdin", "--url", "http://127.0.0.1:1"),
         ("xnatfs", "umount", "here"),
         ("xnatfs", "status", "nowhere"),
     ],
@@ -25,7 +26,7 @@ def test_status_output_and_errors_are_those_of_a_started_program(tmp_path, words
     (tmp_path / "here").mkdir()
     env = environment(tmp_path, XNAT_PASS="x", TZ="Asia/Tokyo")
     command = [str(SCRIPTS / words[0]), *words[1:]]
-    options = {"env": env, "cwd": tmp_path, "stdin": subprocess.DEVNULL}
+    options = {"env": env, "cwd": tmp_path, "stdin": None, "input": "word\n"}
     forked = run(*command, **options)
     started = run(*command, **options, umask=0o22)  # an option that takes a process of its own
     assert (forked.args, forked.returncode, forked.stdout, forked.stderr) == (
