@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.demos import Demo, serving
+from tests.support.demos import Demo
 from tests.support.failing import AS_STRANGER
 from tests.support.mounting import SCRIPTS, Mount, daemons, environment, mounting, run
 from xnatfs.cli.control.render import duration, text_lines
@@ -27,12 +27,6 @@ from xnatfs.cli.output import display_width, human_size
 pytestmark = pytest.mark.fuse
 
 XNATFS = SCRIPTS / "xnatfs"
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    with serving() as served:
-        yield served
 
 
 @pytest.fixture
