@@ -504,6 +504,8 @@ async def test_a_session_whose_id_changes_is_followed_and_shared(tmp_path):
             assert found is not None
             assert (await login.token(), found.token, login.current) == (offered, offered, "")
             assert login.is_new(offered, 0)
+            async with login.turn():
+                assert login._turn.locked()
             offered = "C" * 32
 
 
@@ -615,6 +617,7 @@ async def test_a_refusal_is_stated_until_it_is_over_or_other_credentials_are_use
         return httpx.Response(200, text=TOKEN) if right else httpx.Response(401)
 
     async with logging_in(answer) as login:
+        await trio.sleep(REFUSED_SECONDS)
         assert login.refusal == ""
         with pytest.raises(LoginRequired) as refused:
             await login.token()
