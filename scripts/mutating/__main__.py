@@ -41,7 +41,7 @@ GROUPS = {
     ),
     "auth": (
         [f"xnatfs/http/{name}.py" for name in ("login", "login_request", "replies")],
-        ["tests/http/test_login.py", "tests/rest/test_client.py", "tests/rest/test_client_requests.py"],
+        ["tests/http/test_login.py", "tests/http/test_replies.py", "tests/rest/test_client.py"],
     ),
     # The layers below the client.
     "transport": (
