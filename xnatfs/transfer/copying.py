@@ -109,7 +109,7 @@ class Copying:
         self.progress.done(wanted.place)
 
     def arrive(self, arrived: Arrived) -> None:
-        """Hand over a draft, which gets its name with the next ones."""
+        """Queue a draft, which gets its name with the next ones."""
         self._arrived.append(arrived)
 
     async def publish_often(self) -> None:
