@@ -317,6 +317,7 @@ async def test_the_reason_why_a_session_was_not_ended_is_stated(autojump_clock, 
             await trio.sleep_forever()
         if isinstance(answer, Exception):
             raise answer
+        assert isinstance(answer, httpx.Response)
         return answer
 
     async with logging_in(respond) as login:
