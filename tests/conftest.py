@@ -9,6 +9,7 @@ from trio.testing import MockClock
 
 from tests.support.commanding import Shell, shell
 from tests.support.content_fakes import patient
+from tests.support.demos import Demo, serving
 from xnatfs.demo.server.releases import RELEASES, Release
 
 # The files that take longest, longest first: begun first, none of them is what the other processes wait for at the end.
@@ -34,10 +35,15 @@ LONGEST_FILES = (
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Shell]:
     """Provide a demo server of its own and a shell to work with it, for commands that change something."""
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as made:
+    with shell(tmp_path / "home") as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Demo]:
+    """Provide a demo server for the tests of a module."""
+    with serving() as served:
+        yield served
 
 
 @pytest.fixture(params=list(RELEASES.values()), ids=list(RELEASES))

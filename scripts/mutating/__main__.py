@@ -26,7 +26,6 @@ GROUPS = {
         sorted(str(path.relative_to(ROOT)) for path in (ROOT / "xnatfs/tree/bids/rules").glob("[a-z]*.py")),
         ["tests/tree/bids/test_rules.py"],
     ),
-    "keys": (["xnatfs/listings/keys.py"], ["tests/listings/test_ttl_cache.py", "tests/listings/test_store.py"]),
     "content": (
         sorted(str(path.relative_to(ROOT)) for path in (ROOT / "xnatfs/content").rglob("[a-z]*.py")),
         sorted(
@@ -41,7 +40,7 @@ GROUPS = {
     ),
     "auth": (
         [f"xnatfs/http/{name}.py" for name in ("login", "login_request", "replies")],
-        ["tests/http/test_login.py", "tests/rest/test_client.py"],
+        ["tests/http/test_login.py", "tests/http/test_replies.py", "tests/rest/test_client.py"],
     ),
     # The layers below the client.
     "transport": (
@@ -84,12 +83,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/mutation", description="Do tests notice small changes of the code?")
     parser.add_argument("--tools", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--module", action="append", help=f"only this module, or {', '.join(GROUPS)}; repeatable")
-    parser.add_argument("--jobs", type=int, default=1, help="so many mutants at once (1)")
+    parser.add_argument("--jobs", type=int, default=1, help="number of mutants to try in parallel (1)")
     parser.add_argument(
-        "--most", type=float, default=60.0, help="seconds of tests on one mutant, quick ones first (60)"
+        "--most",
+        type=float,
+        default=60.0,
+        help="limit of the processor time of the tests of one mutant, in seconds, fast tests first (60)",
     )
-    parser.add_argument("--fresh", action="store_true", help="forget what was found out before")
-    parser.add_argument("--report", action="store_true", help="run nothing: tell what is known")
+    parser.add_argument("--fresh", action="store_true", help="ignore earlier results")
+    parser.add_argument("--report", action="store_true", help="run nothing, print what is known")
     arguments = parser.parse_args()
     sys.path.append(str(arguments.tools))
     argued = read_argued(ARGUED)

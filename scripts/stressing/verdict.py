@@ -224,7 +224,7 @@ def sessions_left(alive: int, after: int, left_behind: int) -> Finding:
     """Check the server's sessions after the unmount and after a logout. One given up after a 401 fault stays alive."""
     said = f"{alive} after the unmount, which leaves one; {after} after `xnatctl auth logout`"
     if left_behind:
-        said += f"; a client was told {left_behind} times that its session had ended"
+        said += f"; replies that reported an ended session: {left_behind}"
     return Finding("no session left on the server", alive <= 1 + left_behind and after <= left_behind, said)
 
 

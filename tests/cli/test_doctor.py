@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -76,12 +75,6 @@ def answering(ahead: float = 0.0, **answers: tuple[int, str, bytes]) -> type[htt
     paths = {"build": "/xapi/siteConfig/buildInfo", "login": "/data/JSESSION", "all": "/", "methods": LOGIN_PAGE_PATH}
     found = {paths[name]: answer for name, answer in answers.items()}
     return type("Answering", (Server,), {"answers": found, "ahead": ahead})
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    with serving() as served:
-        yield served
 
 
 def login(demo: Demo) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.cli.test_manners import TAKE, Terminal, terminal
 from tests.fuse.test_mount import wait_for
-from tests.support.demos import Demo, serving
+from tests.support.demos import Demo
 from tests.support.failing import AS_STRANGER, DEAD, OPEN_FUSE, OWN_MOUNTS, Desk, desk
 from tests.support.mounting import LIMIT, SCRIPTS, daemons, environment, run
 from xnatfs.cli.host.execute import split
@@ -23,12 +23,6 @@ pytestmark = pytest.mark.fuse
 
 XNATFS = str(SCRIPTS / "xnatfs")
 MOUNTS = Path("/proc/self/mountinfo")
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    with serving() as served:
-        yield served
 
 
 @dataclass

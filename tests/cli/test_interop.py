@@ -38,9 +38,7 @@ COMMANDS = (
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Shell]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as made:
+    with shell(tmp_path / "home") as made:
         made.config(CONFIG.format(url=made.url))
         del made.env["XNAT_URL"]
         made.env |= {"NO_UPDATE_NOTIFIER": "1", "XNAT_NO_UPDATE_CHECK": "1"}

@@ -38,9 +38,7 @@ PASSWORDS = [
 
 @pytest.fixture
 def fresh(tmp_path) -> Iterator[Shell]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as made:
+    with shell(tmp_path / "home") as made:
         made.env = {}
         yield made
 

@@ -25,8 +25,6 @@ from xnatfs.demo.fixtures.lab import BIG_PROJECT, PASSWORDS, DemoArchive
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.releases import RELEASES, XNAT_1_8
 
-BIDS_PROJECTS = {*TREES, "BIDS_DONORS", "BIDS_TREES"}
-
 
 @pytest.fixture(scope="module")
 def archive() -> DemoArchive:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 # They say what a thing is about, and not what is done to it.
-NOT_FIRST = {"What", "Who", "Whether", "Of", "These", "How", "Where", "That"}
+NOT_FIRST = {"What", "Who", "Whether", "Of", "These", "How", "Where", "That", "Its"}
 
 
 def summaries() -> Iterator[tuple[str, str]]:

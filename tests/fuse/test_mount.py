@@ -33,12 +33,6 @@ Path_ = tuple[str, ...]
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    with serving() as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
 def whole(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """Provide one mount for all tests that only look at the whole."""
     views = ("--view", "projects,experiments,subjects,prearchive")  # `test_views` looks at the others

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.demos import Demo, serving
+from tests.support.demos import Demo
 from tests.support.mounting import SCRIPTS, Mount, environment, mounting, run
 from tests.support.walk import MADE
 
@@ -20,12 +20,6 @@ pytestmark = pytest.mark.fuse
 PROJECT = "BRAINS"
 SESSION = f"projects/{PROJECT}/SUB001/SUB001_MR1"
 ARCHIVED = f"archive/projects/{PROJECT}/experiments/SUB001_MR1"
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    with serving() as served:
-        yield served
 
 
 @pytest.fixture(scope="module")

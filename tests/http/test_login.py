@@ -505,6 +505,8 @@ async def test_a_session_whose_id_changes_is_followed_and_shared(tmp_path):
             assert found is not None
             assert (await login.token(), found.token, login.current) == (offered, offered, "")
             assert login.is_new(offered, 0)
+            async with login.turn():
+                assert login._turn.locked()
             offered = "C" * 32
 
 
@@ -610,12 +612,40 @@ async def test_a_refused_password_rests(autojump_clock, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
 
 
+async def test_the_form_is_posted_and_a_fault_of_the_server_is_no_refusal():
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.method, request.url.path))
+        return httpx.Response(500, text="out of memory") if request.url.path.endswith("auth") else httpx.Response(401)
+
+    async with logging_in(answer, Credentials("u", "a:b")) as login:
+        with pytest.raises(Unavailable):
+            await login.token()
+    assert asked == [("POST", "/site/data/JSESSION"), ("POST", "/site/data/services/auth")]
+
+
+async def test_a_page_without_a_known_reason_sends_the_user_to_the_browser():
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("buildInfo"):
+            return httpx.Response(200, json={"version": "1.8"})
+        return httpx.Response(302, headers={"location": "https://xnat.example.org/page?secret#secret"})
+
+    async with logging_in(answer) as login:
+        with pytest.raises(LoginRequired) as raised:
+            await login.token()
+    where = "(302 Found to https://xnat.example.org/page)"
+    why = "log in with a browser once; the password may have expired"
+    assert str(raised.value) == f"{URL}/ answered the login of u with a page {where}: {why}"
+
+
 async def test_a_refusal_is_stated_until_it_is_over_or_other_credentials_are_used(autojump_clock):
     def answer(request: httpx.Request) -> httpx.Response:
         right = request.headers.get("authorization") == httpx.BasicAuth("u", "q")._auth_header
         return httpx.Response(200, text=TOKEN) if right else httpx.Response(401)
 
     async with logging_in(answer) as login:
+        await trio.sleep(REFUSED_SECONDS)
         assert login.refusal == ""
         with pytest.raises(LoginRequired) as refused:
             await login.token()

@@ -74,12 +74,6 @@ BYTES_OF_ONE_ENTRY = 280  # getdents64(2) takes no buffer that cannot hold the l
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    with serving() as demo:
-        yield demo
-
-
-@pytest.fixture(scope="module")
 def mount(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     with mounting(demo.url, tmp_path_factory.mktemp("directory"), **demo.login) as mount:
         yield mount

@@ -222,11 +222,9 @@ OWNER = Owner("http://x", "X_E1")
 
 
 def test_a_download_writes_through_no_link(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as made:
+    with shell(tmp_path / "home") as made:
         listed = made.ctl("scan", "download", "-E", SESSION, "-s", "1", "--out", "data", "--dry-run").lines
-        place = home / next(line for line in listed if line.endswith("1.0.dcm"))
+        place = made.home / next(line for line in listed if line.endswith("1.0.dcm"))
         victim, other = tmp_path / "victim", tmp_path / "other"
         for precious in (victim, other):
             precious.write_text("precious")

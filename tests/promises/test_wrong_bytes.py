@@ -31,9 +31,7 @@ NIFTI = "image.nii.gz"
 @pytest.fixture
 def undigested(tmp_path: Path) -> Iterator[Shell]:
     """Provide a user of a site that computes no digests."""
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home, digests=False) as made:
+    with shell(tmp_path / "home", digests=False) as made:
         yield made
 
 

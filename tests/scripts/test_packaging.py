@@ -4,13 +4,12 @@ import re
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
-from tests.support.demos import Demo, serving
+from tests.support.demos import Demo
 from tests.support.environments import environment_with, needs_registry
 from tests.support.mounting import environment, run
 
@@ -44,12 +43,6 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = run(*command, timeout=600)
         assert done.returncode == 0, done.stderr
     return directory / "bin"
-
-
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    with serving() as demo:
-        yield demo
 
 
 def at(demo: Demo, installed: Path, home: Path, program: str, *words: str | Path) -> CompletedProcess[str]:

@@ -167,7 +167,8 @@ def received(shell: Shell, label: str) -> str:
 
 @contextmanager
 def shell(home: Path, archive: Archive | None = None, **options: Any) -> Iterator[Shell]:
-    """Provide a user of the page's archive, with the variables set and no profile."""
+    """Provide a user of the page's archive with this home, the variables set and no profile."""
+    home.mkdir(exist_ok=True)
     app = DemoXnat(archive or page_archive(), **options)
     with serve(app) as url:
         yield Shell(app, url, home, {"XNAT_URL": url, "XNAT_USER": OWNER, "XNAT_PASS": PASSWORD})

@@ -104,6 +104,13 @@ class Mount:
         entries: list[dict[str, Any]] = json.loads(done.stdout)
         return entries
 
+    def xnatfs(self, *words: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+        """Run a command of the user who mounted, and check its exit status."""
+        done = run(SCRIPTS / "xnatfs", *words, env=environment(self.home))
+        assert done.returncode == status, (done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
+        return done
+
 
 @contextmanager
 def mounting(url: str, directory: Path, *options: str | Path, user: str, password: str) -> Iterator[Mount]:

@@ -26,9 +26,7 @@ ASSESSORS = (*DOWNLOAD, "--assessors", "--session-resources")
 @pytest.fixture(params=[True, False], ids=["digests", "no digests"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
     """Provide a demo that states digests, and one that states none."""
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home, digests=request.param) as made:
+    with shell(tmp_path / "home", digests=request.param) as made:
         yield made
 
 
@@ -75,14 +73,12 @@ def times_of(shell: Shell) -> dict[Path, tuple[int, int]]:
 
 
 def test_members_of_archives_have_no_date_and_are_not_copied_again(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home, digests=False) as made:
+    with shell(tmp_path / "home", digests=False) as made:
         many(made, 200)
         made.ctl(*DOWNLOAD)
         singly = len(fetched(made))
         assert singly < len(truth(made)), "most came out of an archive"
-        shutil.rmtree(home / ".cache")
+        shutil.rmtree(made.home / ".cache")
         assert counted(made.ctl(*DOWNLOAD, "-o", "json")) == (0, len(truth(made)))
         assert len(fetched(made)) == singly
         # The date is known by now, so that one which is put back with an older one is another.
@@ -90,7 +86,7 @@ def test_members_of_archives_have_no_date_and_are_not_copied_again(tmp_path):
         change(entry, bytes(len(content(entry))))
         entry.modified -= 3600
         assert counted(made.ctl(*DOWNLOAD, "-o", "json"))[0] == 1
-        assert files(home / "data" / SESSION) == truth(made)
+        assert files(made.home / "data" / SESSION) == truth(made)
 
 
 def test_a_changed_file_of_an_assessor_is_copied(site):

@@ -21,9 +21,7 @@ COUNT = 12
 @pytest.fixture(params=[True, False], ids=["digests", "no digests"])
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shell]:
     """Provide a demo that states digests, and one that states none; scans 1, 2 and 3 have files of equal names."""
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home, digests=request.param) as made:
+    with shell(tmp_path / "home", digests=request.param) as made:
         fill(made)
         yield made
 
@@ -127,27 +125,23 @@ def test_a_member_that_is_missing_comes_by_itself(site):
 
 @pytest.mark.parametrize("wrong", ["bytes", "length"])
 def test_a_member_that_is_wrong_comes_by_itself(tmp_path, wrong):
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home) as site:
+    with shell(tmp_path / "home") as site:
         fill(site)
         entry = site.session().scans[1].resources[0].entries[-1]
         right = content(entry)
         in_tars(site, entry=entry, holds=right[::-1] if wrong == "bytes" else right[:-1])
         site.ctl(*DOWNLOAD)
-        assert files(home / "data" / SESSION) == truth(site)
+        assert files(site.home / "data" / SESSION) == truth(site)
         assert [path.rpartition("/")[2] for path in fetched(site) if "same-" in path] == [entry.path]
 
 
 @pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
 def test_equal_names_are_told_apart_or_come_in_tars_of_their_own(tmp_path, digests, release):
     """Old releases name the members of all scans alike: without digests, each scan has a tar of its own."""
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home, digests=digests, release=release) as site:
+    with shell(tmp_path / "home", digests=digests, release=release) as site:
         fill(site)
         site.ctl(*DOWNLOAD)
-        assert files(home / "data" / SESSION) == truth(site)
+        assert files(site.home / "data" / SESSION) == truth(site)
         assert not any("same-" in path for path in fetched(site))
         are_told_apart = release.archive_parts or (digests and release.lists_digests)
         assert len(tars(site)) == (1 if are_told_apart else 4)
@@ -211,9 +205,7 @@ def test_an_edited_file_is_kept_while_its_tar_comes(site):
 
 def test_a_file_that_another_scan_has_got_meanwhile_is_not_taken_for_a_listed_one(tmp_path, release):
     """It has the name and the length of one of the next scan, is not listed, and comes first."""
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home, digests=False, release=release) as site:
+    with shell(tmp_path / "home", digests=False, release=release) as site:
         fill(site)
         first, second, _ = (scan.resources[0] for scan in site.session().scans[:3])
         site.app.archive.file(second, "late.dcm", b"listed" * 100)
@@ -226,14 +218,12 @@ def test_a_file_that_another_scan_has_got_meanwhile_is_not_taken_for_a_listed_on
 
         site.app.faults.append(added)
         site.ctl(*DOWNLOAD)
-        assert files(home / "data" / SESSION) == before
+        assert files(site.home / "data" / SESSION) == before
 
 
 def test_a_file_of_a_scan_is_not_taken_for_one_of_the_session(tmp_path, release):
     """Names, label and lengths are equal, and old releases do not name the scan in the members of an archive."""
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home, digests=False, release=release) as site:
+    with shell(tmp_path / "home", digests=False, release=release) as site:
         own = site.app.archive.resource(site.session().resources, "SAME", "NIFTI", "RAW")
         of_scan = site.app.archive.resource(site.session().scans[0].resources, "SAME", "NIFTI", "RAW")
         for index in range(COUNT):
@@ -241,6 +231,6 @@ def test_a_file_of_a_scan_is_not_taken_for_one_of_the_session(tmp_path, release)
             site.app.archive.file(of_scan, f"{index}.nii", b"of " * 1000)
         site.ctl(*DOWNLOAD, "--session-resources")
         owned = {f"resources/SAME/files/{each.path}": content(each) for each in own.entries}
-        found = files(home / "data" / SESSION)
+        found = files(site.home / "data" / SESSION)
         assert {name: data for name, data in found.items() if "SAME" in name and "scans" not in name} == owned
         assert {name: data for name, data in found.items() if name.startswith("scans/")} == truth(site)

@@ -51,9 +51,7 @@ def release() -> str:
 
 @pytest.fixture
 def fresh(tmp_path: Path, release: str) -> Iterator[Shell]:
-    home = tmp_path / "home"
-    home.mkdir()
-    with shell(home, release=RELEASES[release]) as made:
+    with shell(tmp_path / "home", release=RELEASES[release]) as made:
         yield made
 
 

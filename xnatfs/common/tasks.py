@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -84,3 +84,14 @@ async def gather(*tasks: Callable[[], Awaitable[Any]] | None) -> list[Any]:
     except BaseExceptionGroup as group:
         raise first_error(group) from None
     return results
+
+
+async def in_parallel(items: Iterable[T], work: Callable[[T], Awaitable[None]], workers: int) -> None:
+    """Do some work for each item, several in parallel. Raises the first error, and cancels the others."""
+    waiting = iter(items)
+
+    async def take_items() -> None:
+        for item in waiting:  # shared: each worker takes the next one
+            await work(item)
+
+    await gather(*[take_items] * workers)

@@ -17,7 +17,7 @@ import trio
 from xnatfs.common.errors import BadReply, Stale
 from xnatfs.content.blob import Blob
 from xnatfs.content.planner import Planner, RangeDownload
-from xnatfs.content.source import Body, Source, Version, WriteInto
+from xnatfs.content.source import Body, Source, Version, WriteInto, find_contradiction
 from xnatfs.content.writer import Writer
 
 # How long a download that is far ahead of its readers holds its connection, in seconds. Other files may wait for that;
@@ -163,24 +163,9 @@ class Receiver:
         download.position = end
 
     async def _confirm(self, length: int, source: Source, *, framed: bool = False) -> None:
-        """Confirm by HEAD a length that differs from the listed one. Raises BadReply.
-
-        Args:
-            length: The length of the body, in bytes.
-            source: The source to request it from.
-            framed: The body has an end of its own, which counts where nothing has stated any length.
-        """
-        listed = self._version.size
-        if self._version.digest or length == listed:
-            return
-        stated = (await source.head()).size
-        if stated == length or (stated is listed is None and framed):
-            return
-        by_listing, by_head = ("nothing" if size is None else size for size in (listed, stated))
-        raise BadReply(
-            f"{self._version.key}: {length} bytes arrived, the listing states {by_listing}, a HEAD {by_head}; nothing"
-            " was kept, refresh the listing and read it again"
-        )
+        """Raise BadReply if a length differs from the listed one, and the server does not confirm it."""
+        if found := await find_contradiction(self._version, length, source, framed=framed):
+            raise BadReply(f"{self._version.key}: {found}, refresh the listing and read it again")
 
     @property
     def _longest(self) -> int:

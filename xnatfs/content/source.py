@@ -94,3 +94,21 @@ def identity(version: Version) -> bytes:
     """Return what identifies a version, hashed: of one length, and fit for a file name."""
     text = f"{version.key}\0{version.digest}"
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+async def find_contradiction(version: Version, length: int, source: Source, *, framed: bool = False) -> str:
+    """Return how the length of a body differs from the listed one, unless a digest or a HEAD settles it; else ''.
+
+    Args:
+        version: The version that was requested.
+        length: The length of the body, in bytes.
+        source: The source to request it from.
+        framed: The body has an end of its own, which counts where nothing has stated any length.
+    """
+    if version.digest or length == version.size:
+        return ""
+    stated = (await source.head()).size
+    if stated == length or (stated is version.size is None and framed):
+        return ""
+    by_listing, by_head = ("nothing" if size is None else size for size in (version.size, stated))
+    return f"{length} bytes arrived, the listing states {by_listing}, a HEAD {by_head}; nothing was kept"

@@ -186,7 +186,7 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """EntryReply with as many entries as the kernel has room for, of however many there are."""
+        """Reply with as many entries as the kernel has room for."""
         listing = self._directories[fh]
         timeout = seconds_left(listing.expires)
         for place in range(start_id, len(DOTS)):  # of these the kernel counts no reference

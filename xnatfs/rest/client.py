@@ -54,15 +54,7 @@ async def open_xnat(
     wire: httpx.AsyncBaseTransport | None = None,
     sessions: SessionStore | None = None,
 ) -> AsyncIterator["Xnat"]:
-    """Open a client of one server, without sending a request yet.
-
-    Args:
-        config: The server's URL, timeouts and TLS settings.
-        credentials: The login; None if only a session in `sessions` can be used.
-        wire: Replaces the network in tests.
-        sessions: Shares the session with other programs and keeps it at the end; without it, the client ends the
-            session on exit.
-    """
+    """Open a client of one server, without sending a request yet; the arguments are those of `open_transport`."""
     async with open_transport(config, credentials, wire, sessions) as transport:
         yield Xnat(transport)
 
@@ -157,9 +149,7 @@ class Xnat(Contents):
 
         With `below`, include the resources of everything the item holds.
         """
-        return await self._lists.parsed(
-            Resource.parse, f"{item_path(item)}/resources", **({"all": "true"} if below else {})
-        )
+        return await self._lists.parsed(Resource.parse, f"{item_path(item)}/resources", **_all(below))
 
     async def resources_of_many(self, experiments: Sequence[str]) -> dict[str, Resource]:
         """List the resources of everything these experiments hold, by number, without the experiment of each."""

@@ -1,7 +1,7 @@
 """Share the state of one download among its tasks: what is missing, what has come, what failed."""
 
 import errno
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -10,7 +10,6 @@ from typing import NamedTuple, Protocol, TypeVar
 import trio
 
 from xnatfs.common.errors import LoginRequired, Unreachable, XnatError
-from xnatfs.common.tasks import gather
 from xnatfs.transfer.local_files import Draft, Edited, sync_file_systems
 from xnatfs.transfer.manifest import Manifest, Written
 from xnatfs.transfer.plan import Wanted
@@ -110,7 +109,7 @@ class Copying:
         self.progress.done(wanted.place)
 
     def arrive(self, arrived: Arrived) -> None:
-        """Hand over a draft, which gets its name with the next ones."""
+        """Queue a draft, which gets its name with the next ones."""
         self._arrived.append(arrived)
 
     async def publish_often(self) -> None:
@@ -155,14 +154,3 @@ def _named(arrived: Arrived) -> Written | Exception:
     except (Edited, OSError) as error:
         draft.discard()
         return error
-
-
-async def in_parallel(items: Iterable[T], work: Callable[[T], Awaitable[None]], workers: int) -> None:
-    """Do some work for each item, several in parallel. Raises the first error, and cancels the others."""
-    waiting = iter(items)
-
-    async def take_items() -> None:
-        for item in waiting:  # shared: each worker takes the next one
-            await work(item)
-
-    await gather(*[take_items] * workers)

@@ -18,10 +18,10 @@ from stat import S_ISREG
 import trio
 
 from xnatfs.common.errors import BadReply, Conflict, LoginRequired, Unreachable, XnatError, first_error
-from xnatfs.common.tasks import background
+from xnatfs.common.tasks import background, in_parallel
 from xnatfs.site import Site
 from xnatfs.transfer import manifest, single_files, tars
-from xnatfs.transfer.copying import Copying, DownloadReport, Missing, Progress, in_parallel
+from xnatfs.transfer.copying import Copying, DownloadReport, Missing, Progress
 from xnatfs.transfer.local_files import DRAFT_NAMES, Draft, LocalState, fingerprint, inspect, md5, remove_drafts
 from xnatfs.transfer.manifest import Manifest, Owner, Written
 from xnatfs.transfer.plan import Wanted, plan

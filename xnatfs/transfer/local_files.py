@@ -1,4 +1,4 @@
-"""Tell what a local file holds, and write files under provisional names until they are whole and on the disk."""
+"""Inspect local files, and write files under provisional names until they are whole and on the disk."""
 
 import ctypes
 import enum

@@ -10,6 +10,7 @@ import trio
 
 from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.content import Body, Source, Version
+from xnatfs.content.source import find_contradiction
 from xnatfs.prefetch.series_files import version
 from xnatfs.transfer.copying import Arrived, Copying, Missing
 from xnatfs.transfer.local_files import Draft
@@ -164,20 +165,6 @@ async def _write_by_process(body: Body, draft: Draft, advance: Callable[[int], o
 
 
 async def _confirm(wanted: Wanted, length: int, source: Source, *, framed: bool = False) -> None:
-    """Confirm by HEAD a length that differs from the listed one. Raises BadReply.
-
-    Args:
-        wanted: the file.
-        length: the length of the body, in bytes.
-        source: the source to request it from.
-        framed: the body has an end of its own, which counts where nothing has stated any length.
-    """
-    listed = wanted.file.row.size
-    if wanted.digest or length == listed:
-        return
-    stated = (await source.head()).size
-    if stated == length or (stated is listed is None and framed):
-        return
-    by_listing, by_head = ("nothing" if size is None else size for size in (listed, stated))
-    text = f"{length} bytes arrived, the listing states {by_listing}, a HEAD {by_head}"
-    raise BadReply(f"{text}; nothing was kept, run the command again")
+    """Raise BadReply if a length differs from the listed one, and the server does not confirm it."""
+    if found := await find_contradiction(version_of(wanted), length, source, framed=framed):
+        raise BadReply(f"{found}, run the command again")

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 
 import trio
 
-from xnatfs.common.errors import LoginRequired, XnatError, first_error
+from xnatfs.common.errors import LoginRequired, XnatError
+from xnatfs.common.tasks import gather, in_parallel
 from xnatfs.prefetch.tar_names import TarNames
 from xnatfs.prefetch.tar_stream import Member, members
 from xnatfs.rest.models import Item
-from xnatfs.transfer.copying import DISK_ERRORS, Arrived, Copying, Missing, in_parallel
+from xnatfs.transfer.copying import DISK_ERRORS, Arrived, Copying, Missing
 from xnatfs.transfer.local_files import Draft
 from xnatfs.tree.resource_files import ResourceFiles
 from xnatfs.tree.resource_view import ResourceView
@@ -182,12 +183,7 @@ class _TarTransfer:
         """Receive the tar. Raises LoginRequired, and OSError if the disk takes no more files."""
         sending, receiving = trio.open_memory_channel[Pieces](2)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write, receiving)
-                async with sending:
-                    await self._receive(sending)
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
+            await gather(lambda: self._write(receiving), lambda: self._receive(sending))
         finally:
             for each in self._open:
                 each.discard()
@@ -205,6 +201,7 @@ class _TarTransfer:
         except XnatError as error:
             log.info("the tar of resources %s: %s", ",".join(numbers), error)
         await self._flush(sending)
+        sending.close()  # which ends the writer
 
     async def _take(self, member: Member, names: TarNames, sending: trio.MemorySendChannel[Pieces]) -> None:
         found = [(self._resources[number], row.path) for number, row in names.find(member)]

@@ -11,14 +11,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 from urllib.parse import quote
 
-import trio
-
-from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFound, Uncertain, first_error
+from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFound, Uncertain
 from xnatfs.common.sanitize import loads
+from xnatfs.common.tasks import gather
 from xnatfs.rest.address import Address
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues, file_rows
@@ -194,12 +194,7 @@ async def _held(target: ResourceTarget, files: Sequence[Local], there: Mapping[s
         size = sum(file.size for file, _ in unknown) / 1e6
         text = f"Comparing {len(unknown)} files by their bytes ({size:.1f} MB): the server states no digest of them"
         target.note(text)
-    try:
-        async with trio.open_nursery() as nursery:  # the client limits how many requests are in flight
-            for file, row in unknown:
-                nursery.start_soon(compare, file, row)
-    except BaseExceptionGroup as group:
-        raise first_error(group) from None
+    await gather(*(partial(compare, file, row) for file, row in unknown))  # the client limits the requests in flight
     return frozenset(held)
 
 

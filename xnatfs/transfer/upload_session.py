@@ -16,12 +16,12 @@ from typing import Literal
 import trio
 
 from xnatfs.common.errors import BadReply, Conflict, Denied, NotFound, Uncertain, XnatError
-from xnatfs.common.tasks import gather
+from xnatfs.common.tasks import gather, in_parallel
 from xnatfs.http.messages import ChangeReply
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import UNASSIGNED, FileRow, PrearchiveSession, Row
-from xnatfs.transfer.copying import Progress, in_parallel
+from xnatfs.transfer.copying import Progress
 from xnatfs.transfer.dicom_files import Image
 from xnatfs.transfer.journal import DONE, NEW, SENT, Batch, Journal, Mode
 from xnatfs.transfer.request_bodies import Part, Sending, as_file, as_tar, as_zip, with_length

@@ -119,7 +119,7 @@ class CatalogueFile(File):
     # -- attributes ----------------------------------------------------------------------------------------------
 
     def inode_hint(self) -> int:
-        """Resource and place in its listing: programs that read in inode order then read in listing order."""
+        """Return a number of resource and place in its listing: reading in inode order is reading in listing order."""
         return self.files.first_inode | self.place & (1 << PLACE_BITS) - 1
 
     def modified(self) -> float:

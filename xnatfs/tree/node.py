@@ -29,17 +29,17 @@ UNDATED = 946_684_800.0  # seconds since the epoch
 
 
 class Listed(Mapping[str, "Node"]):
-    """Nodes by name that are made when they are asked for."""
+    """Nodes by name that are made when they are looked up."""
 
     __slots__ = ()
 
     def listed(self) -> Sequence["Node"]:
-        """Return all of them, at places that stay theirs."""
+        """Return all nodes, in a constant order."""
         raise NotImplementedError(type(self).__name__)
 
 
 class NodesByPlace(Sequence["Node"]):
-    """Nodes that are made when they are asked for."""
+    """Nodes that are made when they are looked up."""
 
     def make(self, place: int) -> "Node":
         """Return the node at a place. Subclasses implement it."""
@@ -70,7 +70,7 @@ class Children:
         return len(self.nodes) + len(self.aliases)
 
     def listed(self) -> Sequence["Node"]:
-        """Return what is in `nodes`, to be listed from any place on. Where that is much, nodes are made one by one."""
+        """Return `nodes`, to be listed from any place on. In a large directory, nodes are made one by one."""
         return self.nodes.listed() if isinstance(self.nodes, Listed) else list(self.nodes.values())
 
 
@@ -79,7 +79,7 @@ class Node:
 
     __slots__ = ("name", "parent", "site")
 
-    # It is made from listings when its length is asked for, and so listed without one.
+    # It is made from listings when its length is requested, and so listed without one.
     is_generated = False
     # Several views may have a name for it, as hard links: programs such as du(1) then count its bytes once.
     is_in_views = False
@@ -136,7 +136,7 @@ class Node:
         return {}
 
     async def all_xattrs(self) -> dict[str, str]:
-        """Return all of them, also those that lists of many items lack: may cost a request."""
+        """Return all metadata, also those that lists of many items lack: may cost a request."""
         return self.xattrs()
 
     def stale(self) -> float:
@@ -181,14 +181,14 @@ class Dir(Node):
         """Begin to request the listings below it, before one of these is needed."""
 
     async def load(self) -> Children:
-        """Make its children from the listings. Subclasses implement it."""
+        """Make the children from the listings. Subclasses implement it."""
         raise NotImplementedError(type(self).__name__)
 
     async def child(self, name: str) -> Node:
-        """Return the node of this name, shown or raw. Raises NotFound, for sure."""
+        """Return the node of this name, shown or raw. Raises NotFound once the server has confirmed that."""
         children = await self.children()
         node = children.nodes.get(name) or children.aliases.get(name)
-        # No label begins with a dot, but many questions do.
+        # No label begins with a dot, but many lookups do.
         if node is None and not name.startswith(".") and await self.site.confirm(self.sources(), children.expires):
             self.site.metadata.forget(ChildrenKey(self.path))
             children = await self.children()
@@ -241,24 +241,24 @@ class File(Node):
 
     @property
     def measured(self) -> bool:
-        """Return whether its length is known without asking."""
+        """Return whether the length is known without a request."""
         raise NotImplementedError(type(self).__name__)
 
     @property
     def measured_size(self) -> int:
-        """Its length in bytes; to be asked only where it is `measured`."""
+        """Return the length in bytes. Only for a file that is `measured`."""
         raise NotImplementedError(type(self).__name__)
 
     async def size(self) -> int:
-        """Its length in bytes. May cost a request where the server's listing lacks it."""
+        """Return the length in bytes. Costs a request if the server's listing lacks it."""
         raise NotImplementedError(type(self).__name__)
 
     def permit(self) -> Permit:
-        """Leave to read it, as long as the server shows it to us; to be looked at whenever it is read."""
+        """Return the permission to read it, which holds while the server shows it. Each read checks it."""
         raise NotImplementedError(type(self).__name__)
 
     async def open(self) -> Blob:
-        """Its bytes, to be closed. Raises Stale where its length proves to be another: look it up again then."""
+        """Open its bytes; the caller closes them. Raises Stale if the length proves to be another: look it up again."""
         raise NotImplementedError(type(self).__name__)
 
     async def unchanged_since(self, size: int, stamp: str) -> str:

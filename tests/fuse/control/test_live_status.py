@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.demos import Demo, serving
+from tests.support.demos import Demo
 from tests.support.failing import AS_STRANGER
 from tests.support.mounting import SCRIPTS, Mount, daemons, environment, mounting, run
 from xnatfs.cli.control.render import duration, text_lines
@@ -29,12 +29,6 @@ pytestmark = pytest.mark.fuse
 XNATFS = SCRIPTS / "xnatfs"
 
 
-@pytest.fixture(scope="module")
-def demo() -> Iterator[Demo]:
-    with serving() as served:
-        yield served
-
-
 @pytest.fixture
 def mount(demo: Demo, tmp_path: Path) -> Iterator[Mount]:
     with mounting(demo.url, tmp_path, **demo.login) as made:
@@ -42,15 +36,8 @@ def mount(demo: Demo, tmp_path: Path) -> Iterator[Mount]:
         yield made
 
 
-def xnatfs(mount: Mount, *words: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-    done = run(XNATFS, *words, env=environment(mount.home))
-    assert done.returncode == status, (done.stdout, done.stderr)
-    assert "Traceback" not in done.stderr
-    return done
-
-
 def state(mount: Mount) -> dict[str, Any]:
-    (found,) = json.loads(xnatfs(mount, "status", mount.path, "-o", "json").stdout)
+    (found,) = json.loads(mount.xnatfs("status", mount.path, "-o", "json").stdout)
     return dict(found)
 
 
@@ -80,7 +67,7 @@ def test_it_reports_the_server_the_user_and_the_traffic(demo, mount):
 def test_an_idle_mount_is_looked_at_without_a_request(demo, mount):
     before = len(demo.app.requests)
     for output in ("table", "json", "prometheus"):
-        xnatfs(mount, "status", mount.path, "-o", output)
+        mount.xnatfs("status", mount.path, "-o", output)
     assert len(demo.app.requests) == before
 
 
@@ -105,39 +92,39 @@ def test_an_error_is_reported_with_its_path_and_reason_and_ends_when_the_file_is
     shown = run("getfattr", "--only-values", "-n", "user.xnat.error", place).stdout
     assert shown == f"EIO: {error['reason']}"
     assert "user.xnat.error" in run("getfattr", "-d", place).stdout
-    assert path[-1] in xnatfs(mount, "status", mount.path).stdout
+    assert path[-1] in mount.xnatfs("status", mount.path).stdout
 
 
 def test_why_tells_the_last_error_and_what_stands_before_a_path(demo, mount):
     path = failing(demo)
     place = mount.path.joinpath(*path)
     fine = mount.path / "projects" / "BRAINS"
-    assert "nothing is the matter" in xnatfs(mount, "why", fine).stdout
-    missing = xnatfs(mount, "why", fine / "NOBODY", status=1).stdout
+    assert "nothing is the matter" in mount.xnatfs("why", fine).stdout
+    missing = mount.xnatfs("why", fine / "NOBODY", status=1).stdout
     assert "a program gets ENOENT for it: projects/BRAINS/NOBODY does not exist" in missing
     with pytest.raises(OSError, match="Input/output"):
         place.read_bytes()
     for asked in (place, place.parent):
-        told = xnatfs(mount, "why", asked, status=1).stdout
+        told = mount.xnatfs("why", asked, status=1).stdout
         assert f"EIO for {'/'.join(path)}: " in told
-    assert xnatfs(mount, "why", "/", status=66).stderr.count("\n") == 1
+    assert mount.xnatfs("why", "/", status=66).stderr.count("\n") == 1
 
 
 def test_the_cache_is_shown_and_cleared(demo, mount):
     mount.walk("projects/BRAINS/SUB001", read=True)
-    shown = xnatfs(mount, "cache", "info", mount.path).stdout
+    shown = mount.xnatfs("cache", "info", mount.path).stdout
     assert str(mount.home / ".cache" / "xnatfs") in shown
     assert "0 of them pinned" in shown
-    assert "freed" in xnatfs(mount, "cache", "clear", mount.path).stdout
+    assert "freed" in mount.xnatfs("cache", "clear", mount.path).stdout
     assert state(mount)["cache"]["used_bytes"] == 0
     before = state(mount)["cache"]["misses"]
     mount.walk("projects/BRAINS/SUB001", read=True)  # what the kernel has of it goes with its attributes
     assert state(mount)["cache"]["misses"] >= before
-    assert xnatfs(mount, "cache", "melt", mount.path, status=2).stderr.count("\n") == 1
+    assert mount.xnatfs("cache", "melt", mount.path, status=2).stderr.count("\n") == 1
 
 
 def test_metrics_are_in_the_format_of_prometheus(mount):
-    text = xnatfs(mount, "status", mount.path, "-o", "prometheus").stdout
+    text = mount.xnatfs("status", mount.path, "-o", "prometheus").stdout
     value = r"[-+]?[0-9.]+(?:e[-+]?[0-9]+)?"
     for line in text.splitlines():
         assert re.fullmatch(rf'# (HELP|TYPE) xnatfs_[a-z_]+ .+|xnatfs_[a-z_]+\{{[a-z]+="[^"]*".*\}} {value}', line), (
@@ -147,11 +134,11 @@ def test_metrics_are_in_the_format_of_prometheus(mount):
 
 
 def test_the_log_level_changes_while_it_runs(mount):
-    assert "the log level is debug, it was info" in xnatfs(mount, "log-level", "debug", mount.path).stdout
+    assert "the log level is debug, it was info" in mount.xnatfs("log-level", "debug", mount.path).stdout
     mount.walk("projects")
     assert " DEBUG " in mount.log_file.read_text()
     assert state(mount)["log_level"] == "debug"
-    xnatfs(mount, "log-level", "error", mount.path)
+    mount.xnatfs("log-level", "error", mount.path)
     assert state(mount)["log_level"] == "error"
 
 
@@ -167,7 +154,7 @@ def stopped(mount: Mount) -> Iterator[None]:
 
 def test_a_hung_mount_is_recognised(mount):
     with stopped(mount):
-        done = xnatfs(mount, "status", mount.path, status=1)
+        done = mount.xnatfs("status", mount.path, status=1)
     assert "its process hangs" in done.stdout
 
 
@@ -177,8 +164,8 @@ def test_a_dead_mount_is_recognised(demo, tmp_path):
         os.kill(process, signal.SIGKILL)
         while daemons(mount.home):
             pass
-        assert "is dead, its process has ended" in xnatfs(mount, "status", mount.path, status=1).stdout
-        assert "is dead" in xnatfs(mount, "log-level", "info", mount.path, status=66).stderr
+        assert "is dead, its process has ended" in mount.xnatfs("status", mount.path, status=1).stdout
+        assert "is dead" in mount.xnatfs("log-level", "info", mount.path, status=66).stderr
         again = run(XNATFS, "umount", mount.path, env=environment(mount.home))
         assert again.returncode == 0
         assert list((mount.home / ".cache" / "xnatfs" / "mounts").glob("*.sock")) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.commanding import LABEL, OWNER, PASSWORD, SESSION, page_archive
-from tests.support.mounting import SCRIPTS, Mount, environment, mounting, run
+from tests.support.mounting import Mount, mounting, run
 from xnatfs.demo.archive.model import Archive, Resource, Subject
 from xnatfs.demo.server.app import DemoXnat, Request
 from xnatfs.demo.server.reply import Reply
@@ -31,16 +31,10 @@ class World:
         self.mount = mount
         self.archive: Archive = app.archive
 
-    def xnatfs(self, *words: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-        done = run(SCRIPTS / "xnatfs", *words, env=environment(self.mount.home))
-        assert done.returncode == status, (done.stdout, done.stderr)
-        assert "Traceback" not in done.stderr
-        return done
-
     def refresh(self, path: str) -> list[str]:
         """Refresh a path, and return the requests that took."""
         before = len(self.app.requests)
-        self.xnatfs("refresh", self.mount.path / path)
+        self.mount.xnatfs("refresh", self.mount.path / path)
         return [record.path for record in self.app.requests[before:]]
 
     def names(self, path: str) -> set[str]:
@@ -101,7 +95,7 @@ def test_what_has_gone_is_gone(world):
 def test_a_session_that_has_gone_is_gone(world):
     world.mount.walk(SUBJECT_DIR)
     del world.archive.experiments[SESSION]
-    done = world.xnatfs("refresh", world.mount.path / SESSION_DIR, status=5)
+    done = world.mount.xnatfs("refresh", world.mount.path / SESSION_DIR, status=5)
     assert len(done.stderr.splitlines()) == 1
     assert not world.exists(SESSION_DIR)
     assert LABEL not in world.names(SUBJECT_DIR)
@@ -182,7 +176,7 @@ def test_wrong_input_is_one_line_and_changes_nothing(world):
     world.mount.walk(SESSION_DIR)
     before = len(world.app.requests)
     for path, status, said in (("/", 66, "is not in a mount"), (world.mount.path / "nothing", 5, "does not exist")):
-        done = world.xnatfs("refresh", path, status=status)
+        done = world.mount.xnatfs("refresh", path, status=status)
         assert done.stdout == ""
         (line,) = done.stderr.splitlines()
         assert said in line
@@ -198,7 +192,7 @@ def test_a_server_that_is_away_takes_nothing_away(tmp_path):
             world = World(app, mount)
             assert world.names(DICOM)
             app.handle = lambda *request: (_ for _ in ()).throw(ConnectionResetError)  # type: ignore[method-assign]
-            done = world.xnatfs("refresh", mount.path / SESSION_DIR, status=4)
+            done = world.mount.xnatfs("refresh", mount.path / SESSION_DIR, status=4)
             assert len(done.stderr.splitlines()) == 1
             assert "1.0.dcm" in world.names(DICOM)
 

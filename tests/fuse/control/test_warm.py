@@ -33,12 +33,6 @@ class World:
         self.app = app
         self.mount = mount
 
-    def xnatfs(self, *words: str | Path, status: int = 0) -> subprocess.CompletedProcess[str]:
-        done = run(SCRIPTS / "xnatfs", *words, env=environment(self.mount.home))
-        assert done.returncode == status, (done.stdout, done.stderr)
-        assert "Traceback" not in done.stderr
-        return done
-
     def dicom(self) -> Resource:
         return self.app.archive.experiments[SESSION].scans[0].resources[0]
 
@@ -56,55 +50,55 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def test_a_warm_session_is_read_without_a_request(world):
-    done = world.xnatfs("warm", world.session)
+    done = world.mount.xnatfs("warm", world.session)
     assert "complete: " in done.stdout
     before = len(world.app.requests)
     entries = world.mount.walk(SESSION_DIR, read=True)
     assert sum("md5" in entry for entry in entries) == 18
     assert len(world.app.requests) == before
     assert "complete: 18 files" in done.stdout
-    again = world.xnatfs("warm", world.session).stdout
+    again = world.mount.xnatfs("warm", world.session).stdout
     assert "(0 fetched)" in again
 
 
 def test_what_cannot_be_fetched_is_named(world):
     world.dicom().entries[1].content = None
-    done = world.xnatfs("warm", world.session / "scans" / "1", status=8)
+    done = world.mount.xnatfs("warm", world.session / "scans" / "1", status=8)
     assert "1.1.dcm" in done.stderr
     assert "incomplete: " in done.stdout
     assert "1 failed" in done.stdout
-    assert "1.1.dcm" in world.xnatfs("status", world.mount.path).stdout
+    assert "1.1.dcm" in world.mount.xnatfs("status", world.mount.path).stdout
 
 
 def test_nothing_is_fetched_if_one_path_is_wrong(world):
     before = len(world.app.requests)
-    done = world.xnatfs("warm", world.session, "/nowhere", status=66)
+    done = world.mount.xnatfs("warm", world.session, "/nowhere", status=66)
     assert len(done.stderr.splitlines()) == 1
     assert len(world.app.requests) == before
-    assert "does not exist" in world.xnatfs("warm", world.mount.path / "nothing", status=5).stderr
+    assert "does not exist" in world.mount.xnatfs("warm", world.mount.path / "nothing", status=5).stderr
 
 
 def test_pinned_files_stay_until_they_are_unpinned(world):
     scan, other = world.session / "scans" / "1", world.session / "scans" / "2"
-    assert "4 pinned" in world.xnatfs("warm", "--pin", scan).stdout
-    assert "4 pinned" in world.xnatfs("warm", "--pin", scan).stdout
-    world.xnatfs("warm", other)
-    assert "4 of them pinned" in world.xnatfs("cache", "info", scan).stdout
-    assert "open or pinned" in world.xnatfs("cache", "clear", scan).stdout
-    assert "(0 fetched" in world.xnatfs("warm", scan).stdout
-    assert "(3 fetched)" in world.xnatfs("warm", other).stdout
-    assert "1 files unpinned" in world.xnatfs("cache", "unpin", scan / "NIFTI").stdout
-    assert "3 files unpinned" in world.xnatfs("cache", "unpin", world.mount.path).stdout
-    assert "are left" not in world.xnatfs("cache", "clear", world.mount.path).stdout
+    assert "4 pinned" in world.mount.xnatfs("warm", "--pin", scan).stdout
+    assert "4 pinned" in world.mount.xnatfs("warm", "--pin", scan).stdout
+    world.mount.xnatfs("warm", other)
+    assert "4 of them pinned" in world.mount.xnatfs("cache", "info", scan).stdout
+    assert "open or pinned" in world.mount.xnatfs("cache", "clear", scan).stdout
+    assert "(0 fetched" in world.mount.xnatfs("warm", scan).stdout
+    assert "(3 fetched)" in world.mount.xnatfs("warm", other).stdout
+    assert "1 files unpinned" in world.mount.xnatfs("cache", "unpin", scan / "NIFTI").stdout
+    assert "3 files unpinned" in world.mount.xnatfs("cache", "unpin", world.mount.path).stdout
+    assert "are left" not in world.mount.xnatfs("cache", "clear", world.mount.path).stdout
 
 
 def test_more_than_the_cache_holds_is_not_pinned(tmp_path):
     app = DemoXnat(page_archive())
     with serve(app) as url, mounting(url, tmp_path, "--cache-size", "10K", user=OWNER, password=PASSWORD) as mount:
         world = World(app, mount)
-        assert "cannot be pinned" in world.xnatfs("warm", "--pin", world.session, status=73).stderr
-        assert "found no room in the cache" in world.xnatfs("warm", world.session, status=8).stdout
-        assert "complete" in world.xnatfs("warm", "--pin", world.session / "scans" / "2").stdout
+        assert "cannot be pinned" in world.mount.xnatfs("warm", "--pin", world.session, status=73).stderr
+        assert "found no room in the cache" in world.mount.xnatfs("warm", world.session, status=8).stdout
+        assert "complete" in world.mount.xnatfs("warm", "--pin", world.session / "scans" / "2").stdout
 
 
 def test_without_a_server_it_says_how_far_it_came(tmp_path):
@@ -113,11 +107,11 @@ def test_without_a_server_it_says_how_far_it_came(tmp_path):
         mount.expected_in_log += ["reachable", "broke off", "does not answer"]
         world = World(app, mount)
         mount.walk(SESSION_DIR)
-        world.xnatfs("warm", world.session / "scans" / "1")
+        world.mount.xnatfs("warm", world.session / "scans" / "1")
         app.handle = lambda *request: (_ for _ in ()).throw(ConnectionResetError)  # type: ignore[method-assign]
-        (line,) = world.xnatfs("warm", world.session, status=4).stderr.splitlines()
+        (line,) = world.mount.xnatfs("warm", world.session, status=4).stderr.splitlines()
         assert "of 18 files are cached, the same command goes on" in line
-        assert "complete: 4 files" in world.xnatfs("warm", world.session / "scans" / "1").stdout
+        assert "complete: 4 files" in world.mount.xnatfs("warm", world.session / "scans" / "1").stdout
 
 
 class Server:
@@ -173,22 +167,22 @@ def test_a_warm_session_is_there_without_the_server(tmp_path):
 
 
 def test_a_sound_session_is_verified_without_a_word(world):
-    world.xnatfs("warm", world.session)
-    done = world.xnatfs("verify", world.session)
+    world.mount.xnatfs("warm", world.session)
+    done = world.mount.xnatfs("verify", world.session)
     assert done.stdout.splitlines() == ["18 files compared, 18 of them in the cache"]
 
 
 def test_listings_alone_are_verified_without_a_request_for_a_file(world):
     file = world.session / "scans" / "1" / "DICOM" / "1.0.dcm"
-    world.xnatfs("warm", world.session)
+    world.mount.xnatfs("warm", world.session)
     resource = world.dicom()
     resource.entries[0].content = None
     before = len(world.app.requests)
-    done = world.xnatfs("verify", "--listings-only", world.session)
+    done = world.mount.xnatfs("verify", "--listings-only", world.session)
     assert done.stdout.splitlines() == ["18 files compared, 18 of them in the cache"]
     assert not [r for r in world.app.requests[before:] if r.method == "HEAD" or r.path.endswith(".dcm")]
     damage(world, file)
-    assert "damaged in the cache" in world.xnatfs("verify", "--listings-only", world.session, status=1).stdout
+    assert "damaged in the cache" in world.mount.xnatfs("verify", "--listings-only", world.session, status=1).stdout
 
 
 def damage(world: World, file: Path) -> None:
@@ -205,20 +199,20 @@ def damage(world: World, file: Path) -> None:
 def test_damage_in_the_cache_is_found_and_mended(world):
     file = world.session / "scans" / "1" / "DICOM" / "1.0.dcm"
     whole = file.read_bytes()
-    world.xnatfs("warm", world.session)
+    world.mount.xnatfs("warm", world.session)
     damage(world, file)
-    done = world.xnatfs("verify", world.session, status=1)
+    done = world.mount.xnatfs("verify", world.session, status=1)
     assert "1.0.dcm: damaged in the cache, and removed there" in done.stdout
     assert "refresh/catalog" not in done.stdout
     assert file.read_bytes() == whole
-    world.xnatfs("verify", world.session)
+    world.mount.xnatfs("verify", world.session)
 
 
 def test_what_the_server_has_lost_is_for_a_manager_to_refresh(world):
-    world.xnatfs("warm", world.session)
+    world.mount.xnatfs("warm", world.session)
     resource = world.dicom()
     resource.entries[0].content = None
-    done = world.xnatfs("verify", world.session, status=1)
+    done = world.mount.xnatfs("verify", world.session, status=1)
     assert "1.0.dcm: listed, and not there" in done.stdout
     (command,) = [line for line in done.stdout.splitlines() if "refresh/catalog" in line]
     assert f"resource=/archive/experiments/{SESSION}/scans/1/resources/" in command

@@ -186,7 +186,7 @@ def split_path(path: Path) -> tuple[LiveMount, str]:
 
 
 def announce(url: str, projects: Collection[str], experiments: Collection[str]) -> None:
-    """Tell the mounts of a server which items were changed there. A mount that does not answer finds out by itself.
+    """Report to the mounts of a server which items were changed there; one that does not answer notices later.
 
     Args:
         url: The server.

@@ -153,7 +153,7 @@ class Context:
                 yield site
 
     def _announce(self, changed: ChangedItems) -> None:
-        """Tell the mounts of this server what has changed there."""
+        """Report to the mounts of this server what has changed there."""
         if changed:
             from xnatfs.cli.control import client  # most commands change nothing
 

@@ -162,7 +162,7 @@ def _tell_found(context: Context, found: dicom.Found) -> None:
     for names, what in ((found.others, "no DICOM images"), (found.copies, "copies of instances that are sent")):
         if names:
             some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-            context.note(f"{len(names)} files are not sent, being {what}: {some}")
+            context.note(f"{len(names)} files are not sent, since they are {what}: {some}")
     studies = {image.study for image in found.images}
     if len(studies) > 1:
         context.note(f"These are images of {len(studies)} studies; they are sent as one session all the same")

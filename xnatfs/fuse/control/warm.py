@@ -1,13 +1,12 @@
 """Fetch all files below a path into the cache, ahead of their use."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errnos import errno_of
-from xnatfs.common.errors import CacheFull, LoginRequired, Stale, Unreachable, XnatError, first_error
+from xnatfs.common.errors import CacheFull, LoginRequired, Stale, Unreachable, XnatError
+from xnatfs.common.tasks import in_parallel
 from xnatfs.content import ContentCache
 from xnatfs.fuse.control.places import all_files_below, content_version, find, split
 from xnatfs.fuse.control.protocol import Message
@@ -65,7 +64,7 @@ async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: 
         await _check_room(content, files, size)
     cached_before = await content.find_cached(list(map(content_version, files)))
     progress = _Progress(report, len(files), size)
-    await _Fetcher(root, operations, progress).fetch(iter(files))
+    await _Fetcher(root, operations, progress).fetch(files)
     await _make([file for file in below if file.is_generated], operations)
     pinned = await content.upkeep.pin(map(content_version, files)) if pin else 0
     left = await _missing(root, files)
@@ -116,28 +115,22 @@ class _Fetcher:
         self._operations = operations
         self._progress = progress
 
-    async def fetch(self, files: Iterator[File]) -> None:
+    async def fetch(self, files: Sequence[File]) -> None:
         """Fetch all of them. Raises Unreachable and LoginRequired, which every further one would meet as well."""
         self._progress.show()
-        try:
-            async with trio.open_nursery() as nursery:
-                for _ in range(WARMED_IN_PARALLEL):
-                    nursery.start_soon(self._work, files)
-        except BaseExceptionGroup as group:
-            raise first_error(group) from None
+        await in_parallel(files, self._try, WARMED_IN_PARALLEL)
 
-    async def _work(self, files: Iterator[File]) -> None:
-        for file in files:
-            try:
-                await self._fetch(file)
-                self._progress.done_files += 1
-            except (Unreachable, LoginRequired) as error:
-                done = f"{self._progress.done_files} of {self._progress.files} files are cached"
-                raise type(error)(f"{error}; {done}, the same command goes on") from error
-            except XnatError as error:
-                self._operations.errors.record(file.path, errno_of(error), str(error))
-                self._progress.failed.append({"path": "/".join(file.path), "reason": str(error)})
-            self._progress.show()
+    async def _try(self, file: File) -> None:
+        try:
+            await self._fetch(file)
+            self._progress.done_files += 1
+        except (Unreachable, LoginRequired) as error:
+            done = f"{self._progress.done_files} of {self._progress.files} files are cached"
+            raise type(error)(f"{error}; {done}, the same command goes on") from error
+        except XnatError as error:
+            self._operations.errors.record(file.path, errno_of(error), str(error))
+            self._progress.failed.append({"path": "/".join(file.path), "reason": str(error)})
+        self._progress.show()
 
     async def _fetch(self, file: File) -> None:
         try:
