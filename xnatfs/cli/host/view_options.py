@@ -69,10 +69,10 @@ def view_options(arguments: argparse.Namespace) -> ViewOptions:
 
 def map_path(path: Path | None) -> str:
     """Return the absolute path of a map of BIDS names; '' for None. Raises ConfigError if the map is not valid."""
-    from xnatfs.rest.bids import parse_map  # help and errors do not need it
-
     if not path:
         return ""
+    from xnatfs.rest.bids import parse_map  # imports the client
+
     absolute = absolute_path(path)
     try:
         parse_map(absolute.read_text("utf-8"), f"--bids-map {path}")
