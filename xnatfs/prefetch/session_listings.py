@@ -123,6 +123,7 @@ class SessionListings:
         if accession in self._under_way:
             await self._under_way[accession].wait()
         if is_iterating and accession == self._middle:
+            self._middle = ""  # the client may look into this session again before the task runs
             what = "a batch that was requested ahead"
             self._nursery.start_soon(unattended, what, logging.DEBUG, self._fetch_ahead, accession)
         asked_at = now()
