@@ -124,6 +124,35 @@ async def test_what_is_old_can_be_let_go_of(autojump_clock):
     assert len(cache) == 0
 
 
+async def test_the_values_used_least_recently_make_way(autojump_clock):
+    cache, expires = MetadataCache(max_rows=9), trio.current_time() + 60
+    for key in ("a", "b", "c"):
+        cache.put(key, Value("12", expires))
+    assert cache.peek("a") is not None
+    cache.put("d", Value("12", expires))
+    assert [cache.peek(key) is not None for key in "abcd"] == [True, False, True, True]
+    cache.put("d", Value("12345", expires))
+    assert [cache.peek(key) is not None for key in "abcd"] == [False, False, True, True]
+    cache.forget("c")
+    cache.put("a", Value("12", expires))
+    assert [cache.peek(key) is not None for key in "abcd"] == [True, False, False, True]
+
+
+async def test_a_fetch_that_nothing_waits_for_lets_no_other_task_run(autojump_clock):
+    cache, ran = MetadataCache(), []
+
+    async def fetch() -> Value:
+        return Value("made of what is there", trio.current_time() + 60)
+
+    async def other() -> None:
+        ran.append("a task")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await cache.get("key", fetch)
+        assert not ran
+
+
 async def test_who_waits_for_a_fetch_hears_how_it_failed(autojump_clock):
     cache, fetch = MetadataCache(), Fetcher(error=Unreachable("away", status=503))
     heard: list[Unreachable] = []

@@ -58,7 +58,10 @@ def reads(series: int, files: int, most: int = 2**40) -> SessionReads:
     """Return the reads of a session of series of files of 1 MiB."""
     rows = [FileRow(str(n), f"{place:03}", SIZE, "", "", "", place) for n in range(series) for place in range(files)]
     session = SessionReads(("experiments", "E"), most)
-    session.relist(Catalogues.of(rows).groups, [(str(number), "DICOM") for number in range(series)])
+    groups = Catalogues.of(rows).groups
+    for number, group in groups.items():
+        group.home = f"/data/experiments/E/scans/{number}"
+    session.relist(groups, [(str(number), "DICOM") for number in range(series)])
     return session
 
 
@@ -100,6 +103,24 @@ async def test_a_glance_at_each_series_is_not_a_read_of_all(each, is_scattered):
             series = session.of(str(number))
             session.open(series, series.rows[place])
     assert session.is_scattered == is_scattered
+
+
+@pytest.mark.parametrize(
+    ("scans", "is_scattered"),
+    [
+        pytest.param([2, 5, 11, 12, 40], False, id="chosen ones, as they are shown"),
+        pytest.param([11, 12, 2, 40, 5], False, id="chosen ones, by name"),
+        pytest.param([40, 12, 11, 5, 2], False, id="backward"),
+        pytest.param([2, 5, 11, 5, 2], False, id="there and back"),
+        pytest.param([5, 2, 40, 11], True, id="in no order"),
+    ],
+)
+async def test_two_changes_of_direction_are_a_read_of_all_in_no_order(scans, is_scattered):
+    session = reads(41, 100)
+    for scan in scans:
+        session.open(series := session.of(str(scan)), series.rows[scan])
+    assert session.is_scattered == is_scattered
+    assert session.room(series) <= SERIES_AHEAD_BYTES, "it has not come back to any"
 
 
 def test_a_resource_with_a_file_of_unknown_or_great_size_does_not_fit():
