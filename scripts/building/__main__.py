@@ -5,6 +5,7 @@ tools in `tools.txt`, and the time of everything is SOURCE_DATE_EPOCH, by defaul
 """
 
 import argparse
+import functools
 import os
 import shutil
 import subprocess
@@ -46,6 +47,7 @@ def main() -> int:
     return 0
 
 
+@functools.cache  # a commit during a build would make it another one
 def moment() -> int:
     """Return the time of all that is built, in seconds since the epoch."""
     if "SOURCE_DATE_EPOCH" in os.environ:

@@ -55,6 +55,7 @@ user $XNATFS umount /tmp/home/mnt
 echo "$(wc -l </tmp/mounted) files are read from the demo"
 
 mount --bind /dev/null /usr/bin/fusermount3
+rm -f /tmp/url
 user python3 /tmp/home/.cache/xnatfs-program/*/run_bundled.py xnatfs.demo >/tmp/url &
 server=$!
 while ! grep -q http /tmp/url 2>/dev/null; do sleep 0.1; done
@@ -68,6 +69,7 @@ echo 'without fusermount3, exec reads the same'
 dpkg -i /tmp/xnatfs.deb >/tmp/installed 2>&1 || {{ cat /tmp/installed; exit 1; }}
 user xnatctl --version
 umount /usr/bin/fusermount3
+export HOME=/root
 (umask 077 && printf 'username=%s\\npassword=%s\\n' "$XNAT_USER" "$XNAT_PASS" >/tmp/credentials)
 mount -t xnatfs -o credentials=/tmp/credentials "$(head -n 1 /tmp/url)" /mnt
 ls /mnt/projects

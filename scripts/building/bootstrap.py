@@ -70,6 +70,8 @@ def find(source: str) -> str:
 def main() -> None:
     if sys.version_info < OLDEST:
         use_a_newer_python()
+    if not sys.executable:  # mount(8) starts its helpers without PATH
+        sys.executable = os.path.realpath("/proc/self/exe")
     source = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [find(source), *(each for each in sys.path if os.path.abspath(each or ".") != source)]
     os.environ["XNATFS_FILE"] = os.path.realpath(source)

@@ -239,7 +239,7 @@ def test_read(number):
 def test_processes_of_a_test_run_share_a_login_and_end(user, tmp_path):
     (tmp_path / "test_series.py").write_text(TESTS)
     env = environment(user.home, **user.login, SERIES=user.url(DICOM))
-    words = ["-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "test_series.py"]
+    words = ["-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "--basetemp=temporary", "test_series.py"]
     done = run(sys.executable, *words, cwd=tmp_path, env=env, timeout=60)
     assert done.returncode == 0, done.stdout
     assert "8 passed" in done.stdout

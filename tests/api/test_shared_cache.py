@@ -1,6 +1,7 @@
 """Test the store that machines share: two homes with a cache each stand for two machines."""
 
 import argparse
+import errno
 import hashlib
 import operator
 import os
@@ -17,12 +18,13 @@ import pytest
 
 import xnatfs
 from tests.api.conftest import BIG, DICOM, NIFTI, User
+from tests.support.content_fakes import BIG as LONG
 from tests.support.content_fakes import SMALL, FakeSource, read_all, until, version
 from tests.support.mounting import environment, run
 from xnatfs.cli import options
 from xnatfs.content import Version, open_cache
 from xnatfs.content.disk import shared_store
-from xnatfs.content.disk.shared_store import SharedStore
+from xnatfs.content.disk.shared_store import SharedFile, SharedStore
 from xnatfs.settings.config import Profile, server_config_of
 
 
@@ -235,6 +237,7 @@ async def test_a_store_that_hangs_is_as_if_absent_until_it_answers(tmp_path, mon
     async with open_cache(tmp_path / "cache", 10**9, shared=tmp_path) as cache:
         for data in files:
             if data is files[-1]:
+                monkeypatch.setattr(shared_store, "ANSWER_SECONDS", 60.0)
                 answers.set()
                 await until(lambda: not cache.shared._calls)  # type: ignore[union-attr]
             source = FakeSource(data)
@@ -264,7 +267,7 @@ def test_a_user_without_access_can_neither_list_the_store_nor_read_it_without_a_
 import os, sys, trio
 from pathlib import Path
 from xnatfs.content.disk import shared_store
-from xnatfs.content.disk.shared_store import SharedStore
+from xnatfs.content.disk.shared_store import SharedFile, SharedStore
 
 os.chdir(sys.argv[1])  # tests are below a directory that is private
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
@@ -278,3 +281,25 @@ print(len(open(sys.argv[2], "rb").read()))
 """
     done = run(sys.executable, "-c", program, shared, entry.name, env=environment(user.home))
     assert (done.stdout.split(), done.stderr) == (["refused", "refused", entry.name.rpartition("-")[2]], "")
+
+
+@pytest.mark.parametrize("harm", ["it grows", "it is cut short", "the disk is full"])
+async def test_an_entry_that_fails_while_it_is_copied_costs_a_download(tmp_path, monkeypatch, harm):
+    entry, read = tmp_path / f"{version(LONG).digest}-{len(LONG)}", shared_store._read
+    entry.write_bytes(LONG[:-1] + b"?" if harm == "it grows" else LONG)
+
+    def change(file: SharedFile, offset: int, *args: Any) -> bytes:
+        with open(entry, "r+b") as made:
+            made.truncate(len(LONG) // 2 if harm == "it is cut short" else 10**9)
+        return read(file, offset, *args)
+
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    name, made = ("write_all", refuse) if harm == "the disk is full" else ("_read", change)
+    monkeypatch.setattr(shared_store, name, made)
+    async with open_cache(tmp_path / "cache", 10**9, shared=tmp_path) as cache:
+        source = FakeSource(LONG)
+        assert await read_all(cache, version(LONG), source) == LONG
+        assert (source.starts[0], cache.counters()["shared_hits"]) == (0, 0)
+        await until(lambda: cache.counters()["partials"] == 0)  # the one of the download becomes a cached file

@@ -94,13 +94,17 @@ def test_packages_that_others_could_have_written_are_not_run(one_file, tmp_path)
 
 @pytest.mark.fuse
 def test_it_mounts_by_processes_of_its_own(one_file, tmp_path):
-    mountpoint = tmp_path / "mnt"
+    mountpoint, helper = tmp_path / "mnt", tmp_path / "mount.xnatfs"
     mountpoint.mkdir()
+    helper.symlink_to(one_file)
     with serving() as demo:
         login = {"XNAT_USER": demo.login["user"], "XNAT_PASS": demo.login["password"]}
         env = environment(tmp_path, **login)
-        done = run(sys.executable, one_file, "mount", "--url", demo.url, mountpoint, env=env, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        # As mount(8) does: `/usr/bin/env python3`, without PATH.
+        words = ["python3", helper, demo.url, mountpoint]
+        bare = {key: value for key, value in env.items() if key != "PATH"}
+        done = subprocess.run(words, executable=sys.executable, env=bare, cwd=tmp_path, stderr=subprocess.PIPE)
+        assert (done.returncode, done.stderr) == (0, b"")
         try:
             assert "BRAINS" in os.listdir(mountpoint / "projects")
             commands = [Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in daemons(tmp_path)]

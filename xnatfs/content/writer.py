@@ -72,7 +72,7 @@ class Writer:
 
     async def copy(self, shared: SharedStore, entry: SharedFile) -> bool:
         """Take the whole file from the store that machines share; return False if it is to be downloaded."""
-        size = self._version.size or 0
+        size, is_sound = self._version.size or 0, False
         try:
             await self.begin(size)
             if self.partial is not None and not is_small(size):
@@ -80,14 +80,15 @@ class Writer:
             is_sound = await shared.copy(entry, self._version, self._blob.fd)
         except (OSError, CacheError) as exc:
             log.info("%s is not copied from the shared cache: %s", self._version.key, exc)
-            is_sound = False
+        finally:
+            if not is_sound and self.partial is not None:  # the download begins with another file
+                self._blob.fd = -1
+                with trio.CancelScope(shield=True):
+                    await self.store.discard(self.partial)
+                self.partial = None
         if is_sound:
             self._blob.size = size
             self._blob.present.add(0, size)
-        elif self.partial is not None:
-            self._blob.fd = -1
-            await self.store.discard(self.partial)
-            self.partial = None
         return is_sound
 
     @property

@@ -42,8 +42,8 @@ FILE_WAIT_SECONDS = 5.0
 LEFTOVER_SECONDS = 600.0
 # Seconds between searches for leftovers, which list the directory.
 TIDY_SECONDS = 3600.0
-# The longest wait for one call of the disk, in seconds. A server of files that is restarted answers later, and is
-# missed until it does.
+# The longest wait for one call of the disk, in seconds; while a call has taken half of it, no other one is made. A
+# server of files that is restarted answers later, and is missed until it does.
 ANSWER_SECONDS = 10.0
 # Calls at a time, and names that are looked up or listed in one: 0.1 s of a disk elsewhere.
 PARALLEL_CALLS, NAMES_PER_CALL = 16, 100
@@ -86,12 +86,13 @@ class SharedStore:
 
         Raises OSError if the target cannot be written.
         """
-        found, offset = hashlib.md5(usedforsecurity=False), 0
-        while data := await self._in_thread(_read, entry, offset, found):
+        found, offset, size = hashlib.md5(usedforsecurity=False), 0, version.size or 0
+        while offset < size:
+            data = await self._in_thread(_read, entry, offset, min(COPY_PIECE_BYTES, size - offset), found)
+            if not data:  # it cannot be read, or was cut short
+                return False
             write_all(target, memoryview(data), offset)
             offset += len(data)
-        if data is None:
-            return False
         if found.hexdigest() != version.digest:
             await self._in_thread(self._reject, entry.path)
             return False
@@ -231,7 +232,7 @@ class SharedStore:
                 del self._calls[call]
 
         call = object()
-        if any(time.monotonic() - began > ANSWER_SECONDS for began in list(self._calls.values())):
+        if any(time.monotonic() - began > ANSWER_SECONDS / 2 for began in list(self._calls.values())):
             return None
         try:
             with trio.CancelScope(deadline=trio.current_time() + ANSWER_SECONDS, shield=True):
@@ -269,8 +270,8 @@ def _claim(path: Path) -> bool | None:
     return False
 
 
-def _read(entry: SharedFile, offset: int, found: "hashlib._Hash") -> bytes:
-    data = os.pread(entry.fd, COPY_PIECE_BYTES, offset)
+def _read(entry: SharedFile, offset: int, length: int, found: "hashlib._Hash") -> bytes:
+    data = os.pread(entry.fd, length, offset)
     found.update(data)
     return data
 
