@@ -16,7 +16,6 @@ from typing import Any
 
 from xnatfs import __version__
 from xnatfs.cli import logs, options, statusline
-from xnatfs.cli.parsing import add_command
 from xnatfs.common.errors import LoginRequired, XnatError
 from xnatfs.common.mountinfo import all_mounts
 from xnatfs.common.sanitize import plain
@@ -41,24 +40,6 @@ class Check:
     name: str
     text: str
     todo: str = ""
-
-
-def add_parser(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "doctor",
-        "check all that a mount needs, and say what to do",
-        example="xnatfs doctor https://xnat.example.org",
-    )
-    options.add_server(parser)
-    parser.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help="directory of the cache (default: ~/.cache/xnatfs)"
-    )
-    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
-    record = "write replies of the server there, with pseudonyms for all names, for a report to the developers"
-    parser.add_argument("--record", type=Path, metavar="DIR", help=record)
-    parser.add_argument("source", nargs="?", metavar="URL", help="the XNAT server, as --url")
-    parser.set_defaults(run=run_doctor)
 
 
 def run_doctor(arguments: argparse.Namespace) -> int:
