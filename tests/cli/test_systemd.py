@@ -79,5 +79,42 @@ def test_a_boot_mounts_what_fstab_says_and_units_start_and_stop(machine, compute
     assert str(own) not in computer.run("cat", "/proc/mounts").stdout
 
 
+def test_a_service_of_the_user_mounts_at_the_login_and_comes_back(machine, computer):  # noqa: F811
+    """The commands of the recipe, and a daemon that is killed."""
+    place = machine.root / "own"
+
+    def systemctl(*words: str) -> str:
+        return computer.run_as_user(machine.home, "systemctl", "--user", *words)
+
+    def process() -> int:
+        return int(systemctl("show", "-p", "MainPID", "--value", service))
+
+    assert wait_for(lambda: computer.state("remote-fs.target") == "active"), log(machine)
+    computer.systemctl("start", "user@0.service")
+    words = ("--user", "--url", machine.demo.url, "--credentials", machine.file, place)
+    said = computer.run_as_user(machine.home, SCRIPTS / "xnatfs", "install-unit", *words)
+    service = f"{unit_name(place)}.service"
+    path = machine.home / ".config/systemd/user" / service
+    assert said.startswith(f"wrote {path}; start it with: systemctl --user daemon-reload && systemctl --user enable")
+    path.write_text(path.read_text().replace("RestartSec=10", "RestartSec=0"))  # a test need not wait
+    systemctl("daemon-reload")
+    systemctl("enable", "--now", service)
+    mounted = f"StatusText={machine.demo.url} is mounted on {place}"
+    assert mounted in systemctl("show", "-p", "StatusText", service), "it is ready when the mount is"
+    assert "BRAINS" in computer.run("ls", place / "projects").stdout.split()
+
+    first = process()
+    computer.run("kill", "-9", str(first))
+    assert wait_for(lambda: "BRAINS" in computer.run("ls", place / "projects").stdout.split()), log(machine)
+    assert process() not in (0, first)
+    systemctl("stop", service)
+    assert str(place) not in computer.run("cat", "/proc/mounts").stdout
+
+    computer.systemctl("restart", "user@0.service")  # the user logs in again
+    assert wait_for(lambda: "BRAINS" in computer.run("ls", place / "projects").stdout.split()), log(machine)
+    computer.systemctl("stop", "user@0.service")
+    assert str(place) not in computer.run("cat", "/proc/mounts").stdout
+
+
 def log(machine: Machine) -> str:  # noqa: F811
     return (machine.root / "boot.log").read_text()
