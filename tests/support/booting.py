@@ -19,7 +19,7 @@ TARGETS = ("sysinit", "basic", "local-fs", "remote-fs", "network", "network-onli
 TARGET = "[Unit]\nDefaultDependencies=no\n"
 # What the machine boots into: the file systems of fstab that are on the network.
 REHEARSAL = f"{TARGET}Wants=remote-fs.target\n"
-# The service of the user root, as systemd has it, without PAM: that asks for the machine's logind. Its home is the test's.
+# The service of the user root, as systemd has it, without PAM, which would ask for logind. The home is the test's.
 USER_SERVICE = """
 [Service]
 Type=notify
