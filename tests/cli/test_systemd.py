@@ -93,7 +93,7 @@ def test_a_service_of_the_user_mounts_at_the_login_and_comes_back(machine, compu
     place = machine.root / "own"
 
     def systemctl(*words: str) -> str:
-        return computer.run_as_user(machine.home, "systemctl", "--user", *words)
+        return str(computer.run_as_user(machine.home, "systemctl", "--user", *words))
 
     def process() -> int:
         return int(systemctl("show", "-p", "MainPID", "--value", service))
