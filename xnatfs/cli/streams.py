@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import IO
 
 from xnatfs.cli import statusline
+from xnatfs.common.errors import Reported
 
 # Width of help and tables where there is no terminal.
 DEFAULT_COLUMNS = 80
@@ -52,6 +53,15 @@ def flush_output() -> OSError | None:
         discard(sys.stdout)
         return error
     return None
+
+
+def flush_for_reader() -> None:
+    """Flush stdout for a reader that waits. Raises Reported, which ends the command, where it has closed the pipe."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
+        raise Reported(0, "") from None
 
 
 def discard(stream: IO[str]) -> None:
