@@ -29,7 +29,7 @@ from xnatfs.settings.cache_location import cache_directory
 from xnatfs.settings.config import Config, server_directory
 
 if TYPE_CHECKING:  # help, errors and completion start in a fifth of the time without these
-    from xnatfs.listings.store import ListingStore
+    from xnatfs.listings.store import ListingFile
     from xnatfs.rest.changes import ChangedItems
     from xnatfs.rest.client import Xnat
     from xnatfs.rest.models import Row
@@ -250,8 +250,8 @@ def open_client(
     return open_xnat(config, credentials, sessions=sessions)
 
 
-def stored_names(url: str, username: str) -> ListingStore:
+def stored_names(url: str, username: str) -> ListingFile:
     """Return the listings on the disk of an account. Raises ConfigError if no directory of this machine can be used."""
-    from xnatfs.listings.store import ListingStore
+    from xnatfs.listings.store import ListingFile
 
-    return ListingStore(cache_directory() / server_directory(url), lambda: username)
+    return ListingFile(cache_directory() / server_directory(url), lambda: username)
