@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from xnatfs.cli import mounts
+from xnatfs.cli.commands import add_commands
 from xnatfs.cli.ctl.main import NOUNS, build
 from xnatfs.cli.parsing import COMMON_OPTIONS_TITLE as COMMON
 from xnatfs.cli.parsing import STATUS_TEXTS, CommandParser
@@ -74,7 +74,7 @@ def pages() -> list[Page]:
     """Return every page, in the order of the parsers."""
     xnatfs: argparse.ArgumentParser = CommandParser(prog="xnatfs", allow_abbrev=False)
     commands = xnatfs.add_subparsers()
-    mounts.add_parsers(commands)
+    add_commands(commands)
     found = [
         Page(f"xnatfs-{verb}", summary, [_verb(parser, summary)], _aliases(commands, verb))
         for verb, summary, parser in _children(commands)

@@ -20,6 +20,7 @@ from xnatfs.common.errors import Unreachable
 from xnatfs.common.garbage import keep_collections_short
 from xnatfs.common.tasks import background, gather
 from xnatfs.content import ContentCache, open_cache
+from xnatfs.listings.background_store import ListingStore, open_store
 from xnatfs.listings.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
@@ -36,7 +37,6 @@ from xnatfs.listings.keys import (
 )
 from xnatfs.listings.revocation import Access
 from xnatfs.listings.server_listings import ServerListings
-from xnatfs.listings.store import ListingStore, open_store
 from xnatfs.listings.ttl_cache import Listing, MetadataCache
 from xnatfs.prefetch.series_files import SeriesPrefetch, open_series_prefetch
 from xnatfs.prefetch.session_listings import SessionListings, Walks

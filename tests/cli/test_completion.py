@@ -176,8 +176,12 @@ def test_the_shells_own_part(fresh, name):
         assert done.stdout.split() == ["MYPROJECT"]
 
 
-def test_completing_a_word_imports_nothing_that_transfers(fresh):
-    """Start as quickly as possible: a shell waits for each word."""
+@pytest.mark.parametrize(
+    ("line", "offered"), [("xnatctl session d", "download"), ("xnatctl project show MY", "MYPROJECT")]
+)
+def test_completing_a_word_imports_nothing_that_transfers(fresh, line, offered):
+    """Start as quickly as possible: a shell waits for each word, also for a name that was listed."""
+    fresh.ctl("project", "list")
     code = """if True:
         import os, sys
         exit = os._exit
@@ -190,10 +194,10 @@ def test_completing_a_word_imports_nothing_that_transfers(fresh):
         main_xnatctl(sys.argv[1:])
     """
     shell = Shell(fresh.app, fresh.url, fresh.home, fresh.env, (sys.executable, "-c", code))
-    env = {**shell.environment(), "_ARGCOMPLETE": "1", "COMP_LINE": "xnatctl session d", "COMP_POINT": "17"}
+    env = {**shell.environment(), "_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
     env |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(fresh.home / "out"), "_ARGCOMPLETE_SHELL": "bash"}
     subprocess.run(shell.program, env=env, cwd=fresh.home, capture_output=True, timeout=60)
     imported = (fresh.home / "imported").read_text().split()
-    assert "download" in (fresh.home / "out").read_text()
+    assert offered in (fresh.home / "out").read_text()
     assert "xnatfs.cli.ctl.transfers" in imported
-    assert not [name for name in imported if name.startswith("xnatfs.transfer")]
+    assert not [name for name in imported if name.startswith(("xnatfs.transfer", "trio", "httpx"))]

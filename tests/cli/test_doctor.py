@@ -102,6 +102,13 @@ def test_text_has_one_line_for_each_check(demo, tmp_path):
     assert any(line.startswith("ok    server: ") for line in lines)
 
 
+def test_a_reader_that_has_seen_enough_ends_it_without_an_error(demo, tmp_path):
+    env = environment(tmp_path, **login(demo))
+    done = run("bash", "-c", 'set -o pipefail; "$0" doctor "$1" | head -1', XNATFS, demo.url, env=env)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ok    versions: ")
+
+
 @pytest.mark.parametrize(
     ("handler", "name", "said"),
     [
@@ -256,6 +263,14 @@ def test_a_cache_without_room_is_named(monkeypatch, tmp_path):
 
 
 # -- recording -------------------------------------------------------------------------------------------------
+
+
+def test_a_recording_that_cannot_be_written_is_named_beside_a_login_that_is_well(demo, tmp_path):
+    (tmp_path / "file").write_text("")
+    checks = diagnose(tmp_path, demo.url, "--record", tmp_path / "file" / "recording", **login(demo))
+    assert checks["login"]["ok"]
+    assert checks["record"]["text"] == f"cannot write to {tmp_path}/file/recording: Not a directory"
+    assert not checks["record"]["ok"]
 
 
 def test_a_recording_has_no_name_of_the_server(demo, tmp_path):

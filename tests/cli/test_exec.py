@@ -17,7 +17,7 @@ from tests.fuse.test_mount import wait_for
 from tests.support.demos import Demo
 from tests.support.failing import AS_STRANGER, DEAD, OPEN_FUSE, OWN_MOUNTS, Desk, desk
 from tests.support.mounting import LIMIT, SCRIPTS, daemons, environment, run
-from xnatfs.cli.host.execute import split
+from xnatfs.cli.commands import split_exec
 
 pytestmark = pytest.mark.fuse
 
@@ -389,5 +389,5 @@ def test_a_machine_without_namespaces_is_named(sitting):
 
 
 def test_a_command_line_is_split_at_the_first_dashes():
-    assert split(["exec", "u", "--", "a", "--", "b"]) == (["exec", "u"], ["a", "--", "b"])
-    assert split(["mount", "--", "a"]) == (["mount", "--", "a"], [])
+    assert split_exec(["exec", "u", "--", "a", "--", "b"]) == (["exec", "u"], ["a", "--", "b"])
+    assert split_exec(["mount", "--", "a"]) == (["mount", "--", "a"], [])

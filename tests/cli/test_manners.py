@@ -22,7 +22,7 @@ from tests.support.changing import images
 from tests.support.commanding import SESSION, Shell, shell
 from tests.support.mounting import LIMIT, SCRIPTS, daemons, end, environment, mounted_file_system, run
 from tests.transfer.test_upload import IMPORT, SMALL
-from xnatfs.cli import mounts
+from xnatfs.cli.commands import add_commands
 from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.output import ELLIPSIS
 from xnatfs.cli.parsing import CommandParser
@@ -177,7 +177,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 def every_parser() -> list[argparse.ArgumentParser]:
     xnatctl, xnatfs = CommandParser(prog="xnatctl"), CommandParser(prog="xnatfs")
     ctl.build(xnatctl)
-    mounts.add_parsers(xnatfs.add_subparsers())
+    add_commands(xnatfs.add_subparsers())
     return [*parsers(xnatctl), *parsers(xnatfs)]
 
 

@@ -13,6 +13,9 @@ HEAVY = {"trio", "httpx", "ssl", "asyncio", "rich", "keyring", "yaml", "sqlite3"
 TREE = {"xnatfs.site", "xnatfs.tree", "xnatfs.rest.client", "xnatfs.transfer"}
 
 
+# What the library has for compression, sockets, processes and the like. Help and a wrong option need none of it.
+LIBRARY = {"shutil", "socket", "subprocess", "tempfile", "hashlib", "ctypes", "html", "csv", "xnatfs.rest.models"}
+
 REPORTING = """if True:
     import atexit, sys
     atexit.register(lambda: print(*sys.modules, sep="\\n", file=sys.stderr))
@@ -29,8 +32,10 @@ def modules(home: Path, *words: str) -> set[str]:
 @pytest.mark.parametrize(
     ("words", "module"),
     [
-        ("xnatfs --help", "xnatfs.cli.mounts"),
-        ("xnatfs mount --help", "xnatfs.cli.mounts"),
+        ("xnatfs --help", "xnatfs.cli.commands"),
+        ("xnatfs mount --help", "xnatfs.cli.commands"),
+        ("xnatfs mount", "xnatfs.cli.commands"),
+        ("xnatfs exec --at", "xnatfs.cli.commands"),
         ("xnatfs status", "xnatfs.cli.control.client"),
         ("xnatfs refresh /", "xnatfs.cli.control.client"),
         ("xnatfs cache info", "xnatfs.cli.control.client"),
@@ -46,6 +51,18 @@ def test_what_sends_no_request_imports_nothing_that_does(tmp_path, words, module
     found = modules(tmp_path, *words.split())
     assert module in found
     assert found & (HEAVY | TREE) == set()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("xnatfs --help", "xnatfs --version", "xnatfs mount --help", "xnatfs doctor --hepl", "xnatfs exec --at"),
+        *("xnatctl --help", "xnatctl --version", "xnatctl session list --help", "xnatctl scan list --foo"),
+        *("xnatctl session", "xnatctl resource show", "xnatctl config set --help"),
+    ],
+)
+def test_help_and_wrong_options_import_little_of_the_library(tmp_path, words):
+    assert modules(tmp_path, *words.split()) & (HEAVY | TREE | LIBRARY) == set()
 
 
 def test_a_command_imports_the_commands_of_its_noun_only(tmp_path):

@@ -25,8 +25,8 @@ from xnatfs.common.locks import holder
 from xnatfs.common.mountinfo import file_system
 from xnatfs.content import open_cache
 from xnatfs.fuse.mountpoint import one_at_a_time
+from xnatfs.listings.background_store import ListingStore
 from xnatfs.listings.keys import ProjectsKey
-from xnatfs.listings.store import ListingStore
 from xnatfs.rest.models import Project
 from xnatfs.settings.cache_location import cache_directory
 from xnatfs.settings.config import Config, server_directory

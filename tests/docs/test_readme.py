@@ -16,7 +16,7 @@ import pytest
 from tests.support.changing import images
 from tests.support.demos import serving
 from tests.support.mounting import SCRIPTS, end, environment, run
-from xnatfs.cli import mounts
+from xnatfs.cli.commands import add_commands
 from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.ctl.command import PARTIAL
 from xnatfs.cli.parsing import STATUS_TEXTS, CommandParser
@@ -147,7 +147,7 @@ def test_every_command_line_in_a_sentence_is_accepted(path):
     """Parse them all; such a line may omit required arguments, and words in capitals stand for some."""
     xnatctl, xnatfs = (CommandParser(prog="xnatctl", allow_abbrev=False) for _ in range(2))  # whose errors are raised
     ctl.build(xnatctl)
-    mounts.add_parsers(xnatfs.add_subparsers())
+    add_commands(xnatfs.add_subparsers())
     xnatctl.add_argument("--version", action="store_true")
     parsed = "".join(block for language in PARSED for block in blocks(language, path.read_text()))
     lines = re.findall(r"\b(xnatctl|xnatfs) ([a-z-][^>;|'#\n]*)", re.sub(r"#.*", "", parsed))
@@ -177,7 +177,7 @@ def test_the_profile_is_one(tmp_path):
 
 def commands() -> dict[str, argparse.ArgumentParser]:
     parsers = argparse.ArgumentParser().add_subparsers()
-    mounts.add_parsers(parsers)
+    add_commands(parsers)
     return dict(parsers.choices)
 
 

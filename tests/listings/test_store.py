@@ -18,9 +18,10 @@ from tests.support.walk import MADE
 from tests.support.wire import Wire
 from xnatfs.common.errors import NotFound
 from xnatfs.demo.server.app import DemoXnat
+from xnatfs.listings.background_store import ListingStore, open_store
 from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, ResourcesKey, ScansKey
 from xnatfs.listings.server_listings import REVALIDATE_SECONDS
-from xnatfs.listings.store import MAX_AGE_SECONDS, MAX_STORED_ROWS, ListingStore, open_store
+from xnatfs.listings.store import MAX_AGE_SECONDS, MAX_STORED_ROWS
 from xnatfs.rest.models import Experiment, Project, Resource, Scan
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials

@@ -35,8 +35,8 @@ from xnatfs.download_worker.connection import Connection, ConnectionFailed
 from xnatfs.http.messages import ChangeReply
 from xnatfs.http.replies import page_message
 from xnatfs.listings import store as stored
+from xnatfs.listings.background_store import ListingStore
 from xnatfs.listings.completion import find_names
-from xnatfs.listings.store import ListingStore
 from xnatfs.prefetch.tar_stream import members
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat, open_xnat

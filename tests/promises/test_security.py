@@ -29,8 +29,8 @@ from xnatfs.content.disk.directory import open_directory
 from xnatfs.demo.archive.model import Archive, User
 from xnatfs.demo.server.app import DemoXnat
 from xnatfs.demo.server.socket import serve
+from xnatfs.listings.background_store import ListingStore
 from xnatfs.listings.completion import Name, find_names, store_names
-from xnatfs.listings.store import ListingStore
 from xnatfs.rest.client import open_xnat
 from xnatfs.settings.config import Config, Profile, connection_warning, normalised_url
 from xnatfs.settings.credentials import Credentials, for_children, forget_secrets

@@ -19,6 +19,16 @@ TARGETS = ("sysinit", "basic", "local-fs", "remote-fs", "network", "network-onli
 TARGET = "[Unit]\nDefaultDependencies=no\n"
 # What the machine boots into: the file systems of fstab that are on the network.
 REHEARSAL = f"{TARGET}Wants=remote-fs.target\n"
+# The service of the user root, as systemd has it, without PAM, which would ask for logind. The home is the test's.
+USER_SERVICE = """
+[Service]
+Type=notify
+Environment=HOME={home} XDG_RUNTIME_DIR=/run/user/%i
+ExecStartPre=/bin/mkdir -p -m 700 /run/user/%i
+ExecStart=/lib/systemd/systemd --user
+Delegate=pids memory
+KillMode=mixed
+"""
 # Run as root of namespaces. Of the machine's files, none but those of the test can be written to.
 BOOT = """
 mount --make-rprivate /
@@ -28,6 +38,7 @@ for directory in /run /var/log /var/tmp /etc/systemd/system; do mount -t tmpfs n
 mount -t cgroup2 none /sys/fs/cgroup
 mount --bind "$1/generators" /usr/lib/systemd/system-generators
 mount --bind "$1/units" /usr/lib/systemd/system
+mount --bind "$1/user-units" /usr/lib/systemd/user
 mount --bind "$1/none" /usr/lib/tmpfiles.d
 mount --bind "$1/none" /usr/lib/sysctl.d
 mount --bind "$1/fstab" /etc/fstab
@@ -73,6 +84,12 @@ class Booted:
     def state(self, unit: str) -> str:
         return self.run("systemctl", "is-active", unit).stdout.strip()
 
+    def run_as_user(self, home: Path, *words: str | Path) -> str:
+        """Run a command of a login of the user, whose service manager has been started, and return what it prints."""
+        done = self.run("env", f"HOME={home}", "XDG_RUNTIME_DIR=/run/user/0", *words)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout.strip()
+
 
 @contextmanager
 def booted(directory: Path, path: str) -> Iterator[Booted]:
@@ -82,10 +99,15 @@ def booted(directory: Path, path: str) -> Iterator[Booted]:
         directory: Has fstab and sbin, which takes the place of /usr/sbin.
         path: The directory of our programs.
     """
-    for name in ("units", "generators", "none"):
+    for name in ("units", "user-units", "generators", "none"):
         (directory / name).mkdir()
     for name in TARGETS:
         (directory / "units" / f"{name}.target").write_text(TARGET)
+    for name in ("default", "basic", "shutdown"):
+        (directory / "user-units" / f"{name}.target").write_text(TARGET)
+    for name in ("exit.target", "systemd-exit.service"):  # by which the manager of a user ends
+        shutil.copy(SYSTEMD.parent / "user" / name, directory / "user-units")
+    (directory / "units" / "user@.service").write_text(USER_SERVICE.format(home=directory / "home"))
     (directory / "units" / "rehearsal.target").write_text(REHEARSAL)
     shutil.copy(FSTAB_GENERATOR, directory / "generators")
     cgroups = _cgroups()

@@ -14,8 +14,8 @@ from tests.support.nodes import find, names
 from tests.support.scripted import Rows, Scripted, opened
 from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Busy, Denied, NotFound, Stale
+from xnatfs.listings.background_store import ListingStore
 from xnatfs.listings.keys import PREARCHIVE_TTL_SECONDS, PrearchiveKey
-from xnatfs.listings.store import ListingStore
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.views import ViewOptions

@@ -7,37 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from xnatfs.cli import daemon, options, serving
-from xnatfs.cli.parsing import add_command
+from xnatfs.cli.commands import SERVER_OPTIONS
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials, for_children
 from xnatfs.settings.logins import MountLogin
-
-# Options that are handed to the server.
-SERVER_OPTIONS: dict[str, dict[str, Any]] = {
-    "--data": {"type": Path, "action": "append", "metavar": "DIR", "help": "publish this directory, too"},
-    "--recorded": {"type": Path, "metavar": "DIR", "help": "publish recorded listings and catalogues, too"},
-    "--latency": {"type": options.seconds, "metavar": "TIME", "help": "delay each answer by this time"},
-    "--session-ttl": {"type": options.seconds, "metavar": "TIME", "help": "end logins that are idle for longer"},
-    "--fixtures": {"action": "store_true", "help": "projects for developers, too: faults, odd names"},
-    "--no-range": {"action": "store_true", "help": "ignore ranges, as some servers do"},
-    "--seed": {"type": options.number, "metavar": "N", "help": "make other content"},
-    "--request-log": {"type": Path, "metavar": "FILE", "help": "write each request there, as JSON lines"},
-}
-
-
-def add_parser(commands: Any) -> None:
-    parser = add_command(commands, "demo", "mount a demo server that runs on this machine", "xnatfs demo ~/demo")
-    options.add_mount(parser)
-    parser.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="an empty directory")
-    parser.add_argument("--as", dest="account", metavar="USER", help="mount as this user of the demo")
-    for name, settings in SERVER_OPTIONS.items():
-        parser.add_argument(name, **settings)
-    parser.set_defaults(run=run_demo)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:

@@ -7,14 +7,9 @@ import re
 import select
 import signal
 import sys
-from pathlib import Path
-from typing import Any
 
-from xnatfs.cli import daemon, demo, options, serving, statusline
-from xnatfs.cli.control import parsers
-from xnatfs.cli.host import doctor, execute, units
+from xnatfs.cli import daemon, options, serving, statusline
 from xnatfs.cli.output import print_message
-from xnatfs.cli.parsing import add_command
 from xnatfs.common.errors import ConfigError, MountpointError
 from xnatfs.common.mountinfo import mount_on
 from xnatfs.common.sanitize import plain
@@ -27,25 +22,6 @@ from xnatfs.settings.logins import MountLogin, find_login_again, find_mount_logi
 DAEMON_END_SECONDS = 15.0
 # Seconds until a daemon whose mount is gone is signalled: most have ended after 0.2.
 COPIES_SECONDS = 3.0
-
-
-def add_parsers(commands: Any) -> None:
-    mount_example = "xnatfs mount --url https://xnat.example.org ~/xnat"
-    mount = add_command(commands, "mount", "mount an XNAT server on a directory", mount_example)
-    options.add_server(mount)
-    options.add_mount(mount)
-    mount.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="an empty directory")
-    mount.add_argument("-q", "--quiet", action="store_true", help="print no line on success")
-    mount.set_defaults(run=run_mount)
-    unmounting = "unmount, and wait for the end of its process"
-    umount = add_command(commands, "umount", unmounting, "xnatfs umount ~/xnat", aliases=["unmount"])
-    umount.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="where it is mounted")
-    umount.set_defaults(run=run_umount)
-    execute.add_parser(commands)
-    units.add_parser(commands)
-    doctor.add_parser(commands)
-    demo.add_parser(commands)
-    parsers.add_parsers(commands)
 
 
 def run_mount(arguments: argparse.Namespace) -> int:

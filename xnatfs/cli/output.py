@@ -7,11 +7,9 @@ the data, one item a line.
 """
 
 import argparse
-import csv
 import io
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -270,9 +268,11 @@ def _show_table(arguments: argparse.Namespace, keys: Sequence[str], rows: Sequen
 
 def _print_separated(output: str, rows: Iterable[Sequence[str]]) -> None:
     """Print rows as CSV (RFC 4180, with line feeds), or with tabs between values."""
+    from csv import writer
+
     for row in rows:
         text = io.StringIO()
-        csv.writer(text, lineterminator="").writerow(row)
+        writer(text, lineterminator="").writerow(row)
         print_lines([text.getvalue() if output == "csv" else "\t".join(row)])
 
 
@@ -297,7 +297,7 @@ def _column_widths(keys: Sequence[str], wanted: Sequence[int], longest_words: Se
 def _room(arguments: argparse.Namespace) -> int:
     """Return how many columns a line may have: those of the terminal; any number if nothing is to be folded."""
     is_whole = arguments.plain or arguments.output == "wide" or not sys.stdout.isatty()
-    return sys.maxsize if is_whole else shutil.get_terminal_size().columns
+    return sys.maxsize if is_whole else streams.terminal_columns()
 
 
 def display_width(text: str) -> int:

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from xnatfs import __version__
+from xnatfs.cli import streams
 from xnatfs.common import errors
 
+# Columns that help leaves free at the right, as argparse does.
+RIGHT_MARGIN = 2
 # Exit status for a command line that cannot be parsed, as that of a ConfigError.
 USAGE_STATUS = 2
 
@@ -37,6 +40,9 @@ STATUS_TEXTS = {
 
 class HelpFormatter(argparse.HelpFormatter):
     """Wrap at blanks only, and examples not at all, so that they can be copied."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=streams.terminal_columns() - RIGHT_MARGIN)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         from xnatfs.cli.output import fold

@@ -9,11 +9,15 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from xnatfs.cli import streams
 from xnatfs.cli.parsing import USAGE_STATUS, make_parser
 from xnatfs.common import errors
 from xnatfs.common.sanitize import line, plain
+
+if TYPE_CHECKING:
+    from xnatfs.cli.daemon import Reporter
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +59,15 @@ def exit_status(error: errors.XnatError) -> int:
     return next(EXIT_STATUS[kind] for kind in type(error).__mro__ if kind in EXIT_STATUS)
 
 
+def _collect_garbage() -> None:
+    """Let the collector run, without the objects of the imports so far, which stay alive."""
+    gc.freeze()
+    gc.enable()
+
+
 def run_xnatfs(words: Sequence[str]) -> int:
     """Run a command line of xnatfs; return the exit status."""
-    from xnatfs.cli import daemon, mounts
-    from xnatfs.cli.host import execute
+    from xnatfs.cli.commands import add_commands, split_exec
 
     if words[:1] == ["ctl"]:  # a name that no other package can overwrite
         return run_xnatctl(words[1:])
@@ -66,9 +75,9 @@ def run_xnatfs(words: Sequence[str]) -> int:
     streams.open_missing()
     parser = make_parser("xnatfs", "Mount an XNAT server as a local folder.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    mounts.add_parsers(commands)
+    add_commands(commands)
     commands.add_parser("ctl", help="run xnatctl, under a name that no other package has", add_help=False)
-    reporter = daemon.Reporter(None)
+    reporter: Reporter | None = None
 
     def command() -> int:
         nonlocal reporter
@@ -76,15 +85,20 @@ def run_xnatfs(words: Sequence[str]) -> int:
             from xnatfs.cli.ctl import completion
 
             completion.complete(parser)
-        before, after = execute.split(words)
+        before, after = split_exec(words)
         arguments = parser.parse_args(before, argparse.Namespace(command_line=before, command_words=after))
-        arguments.reporter = reporter = daemon.Reporter(getattr(arguments, "report_fd", None))
+        if hasattr(arguments, "report_fd"):  # a command that mounts
+            from xnatfs.cli import daemon
+
+            arguments.reporter = reporter = daemon.Reporter(arguments.report_fd)
+        _collect_garbage()
         return int(arguments.run(arguments))
 
     def report(error: BaseException, status: int, text: str) -> None:
         if text:
             streams.report(plain(f"xnatfs: {text}"))
-        reporter.failed(status, text)
+        if reporter is not None:
+            reporter.failed(status, text)
 
     return run_command(command, report)
 
@@ -101,14 +115,12 @@ def run_xnatctl(words: Sequence[str]) -> int:
     def command() -> int:
         if words == ["--version"]:  # needs none of the commands
             parser.parse_args(words)
-        gc.disable()  # imported objects stay alive, so a collection finds nothing: it costs 40 of 300 ms
         from xnatfs.cli.ctl import main
 
         is_completing = "_ARGCOMPLETE" in os.environ
         line = os.environ.get("COMP_LINE", "").split() if is_completing else words
         main.build(parser, main.named_nouns(line))
-        gc.freeze()
-        gc.enable()
+        _collect_garbage()
         if is_completing:
             from xnatfs.cli.ctl import completion
 

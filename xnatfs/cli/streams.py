@@ -2,9 +2,14 @@
 
 import os
 import sys
+from contextlib import suppress
 from typing import IO
 
 from xnatfs.cli import statusline
+from xnatfs.common.errors import Reported
+
+# Width of help and tables where there is no terminal.
+DEFAULT_COLUMNS = 80
 
 
 def open_missing() -> None:
@@ -19,6 +24,16 @@ def open_missing() -> None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def terminal_columns() -> int:
+    """Return the columns of the terminal, or of COLUMNS, as `shutil.get_terminal_size`, which imports compression."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    with suppress(OSError):
+        return os.get_terminal_size(1).columns or DEFAULT_COLUMNS
+    return DEFAULT_COLUMNS
 
 
 def report(text: str) -> None:
@@ -38,6 +53,15 @@ def flush_output() -> OSError | None:
         discard(sys.stdout)
         return error
     return None
+
+
+def flush_for_reader() -> None:
+    """Flush stdout for a reader that waits. Raises Reported, which ends the command, where it has closed the pipe."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
+        raise Reported(0, "") from None
 
 
 def discard(stream: IO[str]) -> None:

@@ -151,7 +151,7 @@ class CacheFull(CacheError):
 
 
 class Reported(Exception):
-    """Another process has ended and reported its exit status and one line of text."""
+    """A command ends with this exit status and one line of text, or none, as another process has reported."""
 
     def __init__(self, status: int, line: str) -> None:
         super().__init__(line)

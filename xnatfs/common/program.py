@@ -6,9 +6,7 @@ unpacked itself, with a module beside the packages that runs others.
 
 import os
 import shlex
-import shutil
 import sys
-import sysconfig
 from pathlib import Path
 
 PROGRAM_MODULES = {"xnatfs": "xnatfs", "xnatctl": "xnatfs.cli"}
@@ -42,7 +40,9 @@ def spell(name: str) -> str:
     script = _script(name)
     if not os.access(script, os.X_OK):
         return f"{shlex.quote(sys.executable)} -m {PROGRAM_MODULES[name]}"
-    if (found := shutil.which(name)) and os.path.samefile(found, script):
+    from shutil import which  # imports compression, which help does without
+
+    if (found := which(name)) and os.path.samefile(found, script):
         return name
     here = Path.cwd()
     return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
@@ -50,6 +50,8 @@ def spell(name: str) -> str:
 
 def _script(name: str) -> Path:
     """Return where the script of a program is, or would be: beside the running one."""
+    from sysconfig import get_path
+
     started = Path(sys.argv[0])
-    directory = started.parent if started.name in PROGRAM_MODULES else Path(sysconfig.get_path("scripts"))
+    directory = started.parent if started.name in PROGRAM_MODULES else Path(get_path("scripts"))
     return (directory / name).absolute()

@@ -6,7 +6,6 @@ function here raises anything but ValueError, recurses without limit, or takes m
 
 import json
 import re
-from html import unescape
 from typing import Any
 
 # Digits of a size: an exbibyte has 19. The kernel, SQLite and arrays accept signed numbers of at most 64 bits, and
@@ -44,6 +43,8 @@ def decoded(text: str) -> str:
     """Return the text with its valid XML entities decoded."""
     if "&" not in text:
         return text
+    from html import unescape  # a table of names, which most commands do without
+
     try:
         return unescape(text)
     except (ValueError, OverflowError):  # a number of more than 4300 digits

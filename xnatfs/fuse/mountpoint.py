@@ -18,7 +18,7 @@ from pathlib import Path
 
 from xnatfs.common.errors import FuseMissing, MountpointError
 from xnatfs.common.locks import holder, lock_soon
-from xnatfs.common.mountinfo import Mount, mount_on
+from xnatfs.common.mountinfo import Mount, file_system, mount_on
 from xnatfs.common.private_files import make_private, write_private
 from xnatfs.settings.config import cache_home
 from xnatfs.settings.credentials import for_children
@@ -78,13 +78,12 @@ def check_mountpoint(mountpoint: Path, source: str = "") -> None:
 
 
 def is_trigger(mountpoint: Path) -> bool:
-    """Return whether the path is the trigger of an automounter that waits for a mount.
+    """Return whether the path is a trigger of an automounter, or in the directory of one, that waits for a mount.
 
     The kernel lets the processes of the automounter's process group in, and all others wait for the mount; see
     Documentation/filesystems/autofs.rst of Linux.
     """
-    mounted = mount_on(mountpoint)
-    return mounted is not None and mounted.kind == TRIGGER_KIND
+    return file_system(mountpoint) == TRIGGER_KIND
 
 
 def check_directory(mountpoint: Path) -> None:

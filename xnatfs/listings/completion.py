@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from xnatfs.common.sanitize import is_text, plain
 from xnatfs.listings.keys import ListKey
-from xnatfs.listings.store import ListingStore
+from xnatfs.listings.store import ListingFile
 from xnatfs.rest.models import Row
 
 # A name that no longer exists costs an error message of the server; a request each time costs a round trip for each key
@@ -59,13 +59,13 @@ NAMES: Mapping[str, Callable[[Sequence[Row]], list[Name]]] = {
 }
 
 
-def store_names(store: ListingStore, key: Iterable[str], names: Sequence[Name]) -> None:
+def store_names(store: ListingFile, key: Iterable[str], names: Sequence[Name]) -> None:
     """Store the names of a listing."""
     store.write({NamesKey("/".join(key)): names})
     store.close()
 
 
-def find_names(store: ListingStore, key: Iterable[str]) -> list[Name] | None:
+def find_names(store: ListingFile, key: Iterable[str]) -> list[Name] | None:
     """Return the names of a listing of the last hour; None where there is none."""
     found = store.read(NamesKey("/".join(key)), Name)
     store.close()

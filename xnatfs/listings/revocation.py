@@ -21,6 +21,7 @@ import trio
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Stale, XnatError
 from xnatfs.common.tasks import unattended
+from xnatfs.listings.background_store import ListingStore
 from xnatfs.listings.keys import (
     ExperimentsKey,
     ListKey,
@@ -31,7 +32,7 @@ from xnatfs.listings.keys import (
     item_keys,
 )
 from xnatfs.listings.server_listings import ServerListings
-from xnatfs.listings.store import ListingStore, ReadPlace, Resources
+from xnatfs.listings.store import ReadPlace, Resources
 from xnatfs.rest.models import Item
 
 log = logging.getLogger(__name__)

@@ -25,6 +25,7 @@ import trio
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Unreachable
 from xnatfs.common.tasks import aside, unattended
+from xnatfs.listings.background_store import ListingStore
 from xnatfs.listings.file_lists import FileLists
 from xnatfs.listings.keys import (
     AllExperimentsKey,
@@ -49,7 +50,7 @@ from xnatfs.listings.keys import (
     SubjectsKey,
     keys_below,
 )
-from xnatfs.listings.store import MAX_AGE_SECONDS, ListingStore
+from xnatfs.listings.store import MAX_AGE_SECONDS
 from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
 from xnatfs.rest import bids, prearchive_lists
 from xnatfs.rest.client import Xnat

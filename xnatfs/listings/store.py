@@ -15,18 +15,14 @@ import math
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import trio
-
 from xnatfs.common.locks import holder
 from xnatfs.common.private_files import make_private
 from xnatfs.common.sanitize import loads
-from xnatfs.common.tasks import background
 from xnatfs.listings.keys import ListKey
 from xnatfs.rest.models import Item
 
@@ -40,8 +36,6 @@ MAX_AGE_SECONDS = 24 * 3600.0
 MAX_STORED_ROWS = 20_000
 # Listings that are stored for one account, the newest: some 30 MB of sessions.
 MAX_STORED_LISTINGS = 20_000
-# Listings are collected for so long before they are written: an iteration over a project makes hundreds in it.
-COLLECT_SECONDS = 1.0
 # Timeout for the lock of another process: a write takes some milliseconds.
 LOCK_SECONDS = 1.0
 # After such a timeout the file is not accessed for so long: the other process may be a stopped one.
@@ -65,10 +59,8 @@ Resources = str  # their numbers, with blanks between them: as a set they would 
 R = TypeVar("R")
 
 
-class ListingStore:
-    """The stored listings of one account on one server.
-
-    The file is opened at the first access. `read` and `write` block; a mount uses `find`, `put` and `forget_all`.
+class ListingFile:
+    """The stored listings of one account on one server. The file is opened at the first access, and all methods block.
 
     Args:
         directory: The cache directory of the server.
@@ -80,11 +72,6 @@ class ListingStore:
         self._directory = directory
         self._account = account
         self.clock = clock
-        self._one = trio.CapacityLimiter(1)
-        self._waiting: dict[ListKey, Sequence[Any]] = {}
-        self._reads: dict[ReadPlace, Resources] = {}  # to be written; an empty text is to be removed
-        self._emptied = False  # the stored listings are to be deleted
-        self._more = trio.Event()
         self._connection: sqlite3.Connection | None = None
         self._closed_until = -math.inf  # on time.monotonic()
 
@@ -92,54 +79,6 @@ class ListingStore:
     def path(self) -> Path:
         name = hashlib.sha256(self._account().lower().encode()).hexdigest()[:32]
         return self._directory / "listings" / f"{name}.db"
-
-    async def find(self, key: ListKey, kind: type[R]) -> tuple[float, list[R]] | None:
-        """Return what `read` does, in a thread; None for a listing that is about to be replaced or removed."""
-        if self._emptied or key in self._waiting:
-            return None
-        return await trio.to_thread.run_sync(self.read, key, kind, limiter=self._one)
-
-    def put(self, key: ListKey, rows: Sequence[object]) -> None:
-        """Store the rows of a listing in place of earlier ones, a moment later; an empty one is only removed."""
-        self._waiting[key] = rows
-        self._more.set()
-
-    def note_read(self, place: ReadPlace, resources: Resources) -> None:
-        """Store of which resources files were read at a place, until it is noted that there are none."""
-        self._reads[place] = resources
-        self._more.set()
-
-    async def reads(self) -> dict[ReadPlace, Resources]:
-        """Return of which resources files were read at each place, also by earlier mounts and commands."""
-        return await trio.to_thread.run_sync(self._read_reads, limiter=self._one)
-
-    def forget_all(self) -> None:
-        """Delete all listings so far."""
-        self._waiting, self._emptied = {}, True
-        self._more.set()
-
-    async def flush(self) -> None:
-        """Write the pending changes."""
-        waiting, self._waiting, self._more = self._waiting, {}, trio.Event()
-        emptied, self._emptied = self._emptied, False
-        reads, self._reads = self._reads, {}
-        if not (waiting or emptied or reads):
-            return
-        if not await trio.to_thread.run_sync(self.write, waiting, emptied, reads, limiter=self._one):
-            self._reads = reads | self._reads  # for the next time: unlike listings, they are not requested again
-
-    async def _write_behind(self) -> None:
-        while True:
-            await self._more.wait()
-            await trio.sleep(COLLECT_SECONDS)
-            await self.flush()
-
-    async def _shut(self) -> None:
-        await self.flush()
-        async with self._one:  # SQLite must not be closed while a thread reads
-            self.close()
-
-    # -- blocking ------------------------------------------------------------------------------------------------
 
     def read(self, key: ListKey, kind: type[R]) -> tuple[float, list[R]] | None:
         """Return the time of a stored listing, in seconds since the epoch, and its rows; None if there is none."""
@@ -198,7 +137,8 @@ class ListingStore:
             return False
         return True
 
-    def _read_reads(self) -> dict[ReadPlace, Resources]:
+    def read_reads(self) -> dict[ReadPlace, Resources]:
+        """Return what `ListingStore.reads` does."""
         found: dict[ReadPlace, Resources] = {}
         try:
             rows = self._database().execute("SELECT place, resources FROM reads").fetchall()
@@ -255,19 +195,6 @@ class ListingStore:
         log.info("%s is replaced by an empty file: %s", self.path, error)
         with contextlib.suppress(OSError):
             self.path.unlink()
-
-
-@asynccontextmanager
-async def open_store(directory: Path, account: Callable[[], str]) -> AsyncIterator[ListingStore]:
-    """Open the store of an account, and write what is put into it until the context ends. See `ListingStore`."""
-    store = ListingStore(directory, account)
-    try:
-        async with background() as nursery:
-            nursery.start_soon(store._write_behind)
-            yield store
-    finally:
-        with trio.CancelScope(shield=True):
-            await store._shut()
 
 
 def _write_reads(database: sqlite3.Connection, reads: Mapping[ReadPlace, Resources]) -> None:

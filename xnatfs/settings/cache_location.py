@@ -2,7 +2,6 @@
 
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from xnatfs.common.errors import ConfigError
@@ -44,6 +43,8 @@ def _local_cache(note: Path) -> Path:
             return local
     except (OSError, ValueError):
         pass
+    import tempfile  # where a home is on a network only
+
     try:
         local = Path(tempfile.mkdtemp(prefix="xnatfs-", dir=LOCAL_CACHE_PARENT))
         try:

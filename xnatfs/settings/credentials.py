@@ -10,7 +10,6 @@ other than that of XNAT_URL.
 """
 
 import getpass
-import hashlib
 import json
 import netrc
 import os
@@ -164,7 +163,9 @@ def kept_token(url: str) -> Credentials | None:
 
 
 def _token_path(url: str) -> Path:
-    return config_home() / "xnatfs" / "tokens" / f"{hashlib.sha256(server_key(url).encode()).hexdigest()[:32]}.json"
+    from hashlib import sha256  # loads OpenSSL
+
+    return config_home() / "xnatfs" / "tokens" / f"{sha256(server_key(url).encode()).hexdigest()[:32]}.json"
 
 
 # -- netrc and the prompt ----------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ the lock to log in, and looks for a session again once it has it, so that one lo
 file, since each is replaced as a whole: if it is held for too long, a process logs in without it.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -144,7 +143,9 @@ class SessionStore:
         return [*own, self._slot]
 
     def _own(self, username: str) -> Path:
-        name = hashlib.sha256(f"{server_key(self.url)}\n{username.lower()}".encode()).hexdigest()[:32]
+        from hashlib import sha256  # loads OpenSSL
+
+        name = sha256(f"{server_key(self.url)}\n{username.lower()}".encode()).hexdigest()[:32]
         return self._directory / f"{name}.json"
 
     def _suits(self, stored: StoredSession, dead: frozenset[str], ended: bool) -> bool:

@@ -1,12 +1,12 @@
 """Show the progress of a mount's work: one line on a terminal, a line now and then elsewhere."""
 
 import os
-import shutil
 import sys
 import time
 from types import TracebackType
 from typing import Self
 
+from xnatfs.cli import streams
 from xnatfs.cli.control.render import State
 from xnatfs.cli.output import human_size, print_message
 from xnatfs.common.sanitize import plain
@@ -37,7 +37,7 @@ class CallProgress:
             return
         text = f"{self._what}: {_numbers(state)}"
         if self._is_terminal:
-            self._write(text[: shutil.get_terminal_size().columns - 1])
+            self._write(text[: streams.terminal_columns() - 1])
         elif time.monotonic() - self._shown_at >= LOG_LINE_SECONDS:
             self._shown_at = time.monotonic()
             print_message(text)

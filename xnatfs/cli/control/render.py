@@ -1,13 +1,13 @@
 """Show the state of mounts: as text for people, as JSON, and as metrics in the text format of Prometheus."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from xnatfs.cli import streams
 from xnatfs.cli.output import display_width, fold, human_size, print_data
 from xnatfs.common.sanitize import line
 
@@ -47,7 +47,7 @@ def show_states(states: Sequence[State], output: str) -> None:
     elif output == "prometheus":
         print_data("\n".join(metrics(states)))
     else:
-        columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+        columns = streams.terminal_columns() if sys.stdout.isatty() else 0
         blocks = ["\n".join(text_lines(state, columns)) for state in states]
         print_data("\n\n".join(blocks) or "Nothing is mounted")
 

@@ -31,10 +31,10 @@ from xnatfs.cli.options import day, find_day
 from xnatfs.cli.output import Cells, by_key
 from xnatfs.common.errors import BadReply, ConfigError, Denied, NotFound
 from xnatfs.common.tasks import gather
-from xnatfs.rest.models import Document, FileRow, Row
 
 if TYPE_CHECKING:  # imported by the commands that send requests
     from xnatfs.rest.client import Xnat
+    from xnatfs.rest.models import Document, FileRow, Row
 
 SESSION_REQUEST = "ID,label,subject_label,date,xsiType,subject_ID"
 # The data type of optical coherence tomography has an older name.
@@ -154,7 +154,8 @@ async def project_show(context: Context) -> Cells:
                 lambda: _if_allowed(count(xnat, "experiments")),
             )
     fields = document.fields
-    pi = next(iter(document.children.get("PI", ())), Document({}, {})).fields
+    investigators = document.children.get("PI")
+    pi = investigators[0].fields if investigators else {}
     return {
         "id": fields.get("ID", project),
         "name": fields.get("name"),

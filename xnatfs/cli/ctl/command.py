@@ -27,15 +27,14 @@ from xnatfs.common import program
 from xnatfs.common.errors import ConfigError, Denied, NotFound
 from xnatfs.settings.cache_location import cache_directory
 from xnatfs.settings.config import Config, server_directory
-from xnatfs.settings.credentials import Credentials
-from xnatfs.settings.logins import find_login, session_store
-from xnatfs.settings.session_store import SessionStore
 
 if TYPE_CHECKING:  # help, errors and completion start in a fifth of the time without these
-    from xnatfs.listings.store import ListingStore
+    from xnatfs.listings.store import ListingFile
     from xnatfs.rest.changes import ChangedItems
     from xnatfs.rest.client import Xnat
     from xnatfs.rest.models import Row
+    from xnatfs.settings.credentials import Credentials
+    from xnatfs.settings.session_store import SessionStore
     from xnatfs.site import Site
 
 PARTIAL = 8  # exit status if a command was done in part
@@ -131,11 +130,13 @@ class Context:
 
     @property
     def store(self) -> SessionStore:
+        from xnatfs.settings.logins import session_store
+
         return session_store(self.config, user=self.user)
 
     @asynccontextmanager
     async def xnat(self, credentials: Credentials | None = None) -> AsyncIterator[Xnat]:
-        credentials = credentials or find_login(self.config)  # may prompt on the terminal
+        credentials = credentials or self._login()
         with self._waiting():
             async with open_client(self.config, credentials, self.store) as xnat:
                 try:
@@ -147,10 +148,16 @@ class Context:
     async def site(self) -> AsyncIterator[Site]:
         from xnatfs.site import open_site
 
-        config, credentials = replace(self.config, cache_dir=cache_directory()), find_login(self.config)
+        config, credentials = replace(self.config, cache_dir=cache_directory()), self._login()
         with self._waiting():
             async with open_site(config, credentials, sessions=self.store) as site:
                 yield site
+
+    def _login(self) -> Credentials | None:
+        """Find the login, which may prompt on the terminal."""
+        from xnatfs.settings.logins import find_login
+
+        return find_login(self.config)
 
     def _announce(self, changed: ChangedItems) -> None:
         """Report to the mounts of this server what has changed there."""
@@ -244,8 +251,8 @@ def open_client(
     return open_xnat(config, credentials, sessions=sessions)
 
 
-def stored_names(url: str, username: str) -> ListingStore:
+def stored_names(url: str, username: str) -> ListingFile:
     """Return the listings on the disk of an account. Raises ConfigError if no directory of this machine can be used."""
-    from xnatfs.listings.store import ListingStore
+    from xnatfs.listings.store import ListingFile
 
-    return ListingStore(cache_directory() / server_directory(url), lambda: username)
+    return ListingFile(cache_directory() / server_directory(url), lambda: username)

@@ -113,8 +113,6 @@ class CommandLine:
 
     def names(self, *key: str) -> Sequence[tuple[str, str]]:
         """Return the names of this listing, stored or requested."""
-        import trio
-
         from xnatfs.listings.completion import find_names, store_names
 
         if not all(key):
@@ -123,8 +121,11 @@ class CommandLine:
         listings = stored_names(self.config.url, session.username if session else self.store.username)
         names: Sequence[Name] | None = find_names(listings, key)
         # Without a session none is begun: a login takes longer than REQUEST_SECONDS, and may prompt for a password.
-        if names is None and session and (names := trio.run(self._request, key)):
-            store_names(listings, key, names)
+        if names is None and session:
+            import trio  # for a request only: what is stored completes in half of the time
+
+            if names := trio.run(self._request, key):
+                store_names(listings, key, names)
         return names or ()
 
     async def _request(self, key: Sequence[str]) -> Sequence[Name]:

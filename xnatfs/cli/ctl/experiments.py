@@ -14,10 +14,10 @@ from urllib.parse import quote
 
 from xnatfs.cli.ctl.command import Context, option, options_of, project_option
 from xnatfs.common.errors import BadReply, ConfigError, NotFound
-from xnatfs.rest.models import OWN_SCAN_COLUMNS, Document, Row
 
 if TYPE_CHECKING:  # imported by the commands that send requests
     from xnatfs.rest.client import Xnat
+    from xnatfs.rest.models import Document, Row
 
 experiment_options = options_of(
     option("-E", "--experiment", "--session", metavar="ID|LABEL", help="accession ID; or label, with -P"),
@@ -167,6 +167,8 @@ def mounted_list(context: Context, *rest: str) -> list[Row] | None:
 
 async def scan_rows(context: Context, xnat: Xnat) -> tuple[str, list[Row]]:
     """Return the accession ID of the experiment that the command line names, and its scans."""
+    from xnatfs.rest.models import OWN_SCAN_COLUMNS
+
     rows: list[Row] = []
     accession, document = await find(context, xnat)
     if document is None or document.has_scans:

@@ -18,7 +18,6 @@ from xnatfs.cli.parsing import COMMON_OPTIONS_TITLE, add_command
 from xnatfs.common.errors import ConfigError, XnatError
 from xnatfs.common.sanitize import line
 from xnatfs.settings.config import Config, connection_warning, output_format, profiles_path
-from xnatfs.settings.logins import login_environment
 
 # Retry budget, shorter than a mount's, since a user waits: after it, an unreachable host is an error.
 RETRY_SECONDS = 10.0
@@ -152,10 +151,12 @@ def run(arguments: argparse.Namespace) -> int:
     options.log_to(arguments, environ)
     _report_locks(arguments)
     config = _config(arguments, environ)
+    from xnatfs.settings.logins import login_environment  # help is printed without it, and without trio
+
     context = Context(arguments, config, login_environment(config))
     if warning := connection_warning(context.config):
         print_message(f"xnatctl: {warning}")
-    import trio  # an error of the command line is reported without it
+    import trio
 
     with context.interruptible():
         result = trio.run(command.run, context)

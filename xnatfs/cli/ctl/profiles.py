@@ -3,8 +3,6 @@
 import argparse
 import os
 import shlex
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -209,13 +207,16 @@ async def print_path(context: Context) -> None:
 @command("config edit", "xnatctl config edit")
 async def edit(context: Context) -> None:
     """Edit the profile file with $VISUAL or $EDITOR; a file that cannot be read is not saved."""
+    from shutil import rmtree
+    from tempfile import mkdtemp
+
     target, before = profiles_path(), profile_file.read_text()
-    draft = Path(tempfile.mkdtemp(prefix="xnatctl-")) / target.name  # in a private directory: it may hold a password
+    draft = Path(mkdtemp(prefix="xnatctl-")) / target.name  # in a private directory: it may hold a password
     write_private(draft, before)
     try:
         _run_editor(draft)
     except ConfigError:
-        shutil.rmtree(draft.parent)
+        rmtree(draft.parent)
         raise
     try:
         after = profile_file.read_text(draft)
@@ -224,7 +225,7 @@ async def edit(context: Context) -> None:
             profile_file.replace_text(after, before)
     except ConfigError as error:
         raise ConfigError(f"{error}; {target} is as it was, your text is in {draft}") from None
-    shutil.rmtree(draft.parent)
+    rmtree(draft.parent)
     context.note(f"Saved {target}" if after != before else "Nothing is changed")
 
 

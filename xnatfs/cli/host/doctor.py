@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs import __version__
-from xnatfs.cli import logs, options, statusline
-from xnatfs.cli.parsing import add_command
-from xnatfs.common.errors import LoginRequired, XnatError
+from xnatfs.cli import logs, options, statusline, streams
+from xnatfs.cli.output import print_text
+from xnatfs.common.errors import ConfigError, LoginRequired, XnatError
 from xnatfs.common.mountinfo import all_mounts
 from xnatfs.common.sanitize import plain
 from xnatfs.fuse.mount_namespace import check_namespaces
@@ -43,24 +43,6 @@ class Check:
     todo: str = ""
 
 
-def add_parser(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "doctor",
-        "check all that a mount needs, and say what to do",
-        example="xnatfs doctor https://xnat.example.org",
-    )
-    options.add_server(parser)
-    parser.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help="directory of the cache (default: ~/.cache/xnatfs)"
-    )
-    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="default: text")
-    record = "write replies of the server there, with pseudonyms for all names, for a report to the developers"
-    parser.add_argument("--record", type=Path, metavar="DIR", help=record)
-    parser.add_argument("source", nargs="?", metavar="URL", help="the XNAT server, as --url")
-    parser.set_defaults(run=run_doctor)
-
-
 def run_doctor(arguments: argparse.Namespace) -> int:
     arguments.url = arguments.url or arguments.source
     logs.log_to(None, logging.CRITICAL)  # what it would say is in the checks
@@ -69,7 +51,8 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         checks.append(check)
         if arguments.output == "text":
             mark = "to do" if check.todo else "ok   "
-            print(plain(f"{mark} {check.name}: {check.text}{f': {check.todo}' if check.todo else ''}"), flush=True)
+            print_text(plain(f"{mark} {check.name}: {check.text}{f': {check.todo}' if check.todo else ''}"))
+            streams.flush_for_reader()
     if arguments.output == "json":
         print(json.dumps([{**asdict(check), "ok": not check.todo} for check in checks], indent=2))
     return 1 if any(check.todo for check in checks) else 0
@@ -242,7 +225,10 @@ async def _login(arguments: argparse.Namespace, config: Config) -> list[Check]:
             from xnatfs.cli.host import recording
 
             files = await recording.collect(transport)
-            recording.write(arguments.record, files)
             text = f"{len(files)} replies are in {arguments.record}, with pseudonyms"
-            found.append(Check("record", f"{text}; look through them before you send them"))
+            try:
+                recording.write(arguments.record, files)
+                found.append(Check("record", f"{text}; look through them before you send them"))
+            except ConfigError as error:
+                found.append(Check("record", str(error), "give --record a directory that can be written to"))
     return found

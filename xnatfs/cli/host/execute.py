@@ -12,14 +12,13 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from xnatfs.cli import daemon, options, serving, statusline, streams
 from xnatfs.cli.output import print_message
-from xnatfs.cli.parsing import add_command
 from xnatfs.common.errors import CacheError, NamespaceError, Reported, UsageError, XnatError
 from xnatfs.common.mountinfo import mount_on
 from xnatfs.common.private_files import make_private
@@ -38,36 +37,6 @@ DAEMON_STOP_SECONDS = 15.0
 LAST_GASP_SECONDS = 1.0
 # Longest reason that the command's process gives for not mounting, in bytes.
 MAX_REASON_BYTES = 4096
-
-
-def add_parser(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "exec",
-        "run one command with a mount that only it sees",
-        usage="xnatfs exec [option ...] [URL] -- COMMAND [ARGUMENT ...]",
-        example="xnatfs exec https://xnat.example.org -- sh -c 'ls $XNATFS_MOUNT/projects'",
-    )
-    options.add_server(parser)
-    options.add_reading(parser)
-    parser.add_argument("--at", type=Path, metavar="DIR", help="mount on this empty directory (default: a private one)")
-    parser.add_argument("--fuse-fd", type=options.number, help=argparse.SUPPRESS)
-    parser.add_argument("source", nargs="?", metavar="URL", help="the XNAT server, as --url")
-    parser.add_argument("words", nargs="*", metavar="-- COMMAND", help="what to run, with its arguments")
-    # Options that only a mount for all processes has.
-    parser.set_defaults(
-        run=run_exec, foreground=False, allow_other=False, allow_root=False, uid=None, gid=None, umask=None,
-        kernel_options=frozenset(),
-    )  # fmt: skip
-
-
-def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return a command line of `xnatfs exec` in two parts: before and after its first `--`."""
-    words = list(words)
-    if words[:1] != ["exec"] or "--" not in words:
-        return words, []
-    place = words.index("--")
-    return words[:place], words[place + 1 :]
 
 
 def run_exec(arguments: argparse.Namespace) -> int:

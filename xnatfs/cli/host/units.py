@@ -4,10 +4,8 @@ import argparse
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from xnatfs.cli import options
-from xnatfs.cli.parsing import add_command
 from xnatfs.common import program
 from xnatfs.common.errors import ConfigError, Conflict
 
@@ -16,23 +14,6 @@ MARK = "# Written by xnatfs install-unit, which replaces it."
 SYSTEM_DIRECTORY = Path("/etc/systemd/system")
 # Exit statuses after which another attempt fails in the same way, or locks the account.
 FINAL_STATUSES = "2 3 66 69"
-
-
-def add_parser(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "install-unit",
-        "write a systemd service that mounts at login or boot",
-        example="xnatfs install-unit --user -p work ~/xnat",
-    )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--user", action="store_true", help="for you, in ~/.config/systemd/user (default unless root)")
-    where.add_argument("--system", action="store_true", help=f"for this machine, in {SYSTEM_DIRECTORY}")
-    parser.add_argument("--print", action="store_true", help="print the unit, and write nothing")
-    options.add_server(parser)
-    options.add_mount(parser)
-    parser.add_argument("mountpoint", type=Path, metavar="MOUNTPOINT", help="where the service mounts; it is made")
-    parser.set_defaults(run=run_install_unit)
 
 
 def run_install_unit(arguments: argparse.Namespace) -> int:

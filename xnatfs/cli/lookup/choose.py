@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from xnatfs.cli.ctl.command import Context, Option, option, options_of
 from xnatfs.cli.ctl.experiments import lack_of_scans, one_of, wanted_experiment
 from xnatfs.common.errors import ConfigError, NotFound, NothingMatches
-from xnatfs.rest.models import Document, Row, natural
 
 if TYPE_CHECKING:
+    from xnatfs.rest.models import Document, Row
     from xnatfs.site import Site
 
 # Options that choose scans, by the attribute of a scan that they compare.
@@ -83,6 +83,8 @@ async def filtered_scans(
     if why := lack_of_scans(document, accession):
         raise NothingMatches(why, status=404, url=site.xnat.url)
     rows = (await site.scans(accession)).rows
+    from xnatfs.rest.models import natural
+
     missing = sorted(set(scans or ()) - {row.id for row in rows}, key=natural)
     found = [
         row.id
@@ -148,6 +150,8 @@ async def sessions_of_subject(context: Context) -> list[str]:
 
 
 async def _labels(context: Context, item: Sequence[str], about: str) -> list[str]:
+    from xnatfs.rest.models import natural
+
     async with context.xnat() as xnat:
         with context.about(about):
             rows: list[Row] = await xnat.rows(*item, "experiments", columns="ID,label")

@@ -1,10 +1,9 @@
 """Run prearchive watch: a line for each session, and for each change of one."""
 
-import sys
 import time
 from datetime import datetime
 
-from xnatfs.cli import options
+from xnatfs.cli import options, streams
 from xnatfs.cli.ctl.command import Context, command, option, project_option
 from xnatfs.cli.ctl.prearchive import owner_of, waiting_cells
 from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, by_key, painted, print_lines, print_structured, print_text
@@ -44,7 +43,7 @@ async def prearchive_watch(context: Context) -> None:
             changed = [row for key, row in rows.items() if row["status"] != known.get(key, {}).get("status")]
             for row in sorted([*gone, *changed], key=by_key("id")):
                 _print_change(context, row)
-            sys.stdout.flush()  # a pipe gets it now
+            streams.flush_for_reader()
             known = rows
             await trio.sleep(arguments.interval)
 

@@ -10,7 +10,6 @@ A connection takes one request after another. Both ends use this module, so it i
 
 import json
 import os
-import socket
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,6 +73,8 @@ class Connected(Protocol):
 
 def peer_uid(connection: Connected) -> int:
     """Return the user of the process at the other end; see unix(7)."""
+    import socket  # the rest of this module is imported for help, too
+
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     return int(struct.unpack("3i", credentials)[1])
 
