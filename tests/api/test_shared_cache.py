@@ -248,15 +248,17 @@ async def test_a_store_that_hangs_is_as_if_absent_until_it_answers(tmp_path, mon
     assert "no answer" in record.getMessage()
 
 
-async def test_what_crashed_machines_left_is_removed_after_an_age(tmp_path):
+async def test_what_crashed_machines_left_is_removed_after_an_age(tmp_path, shared, monkeypatch):
+    monkeypatch.setattr("xnatfs.content.cache.FLUSH_SECONDS", 0.01)
     old, new = ((f".{uuid.uuid4().hex}", f"tar-{uuid.uuid4().hex}.claim") for _ in range(2))
     data = [uuid.uuid4().hex + "-1" for _ in range(300)]
     for name in (*old, *new, *data):
-        (tmp_path / name).touch()
+        (shared / name).touch()
     for name in (*old, *data):
-        os.utime(tmp_path / name, (0, 0))
-    await SharedStore(tmp_path).tidy()
-    assert set(os.listdir(tmp_path)) == {*new, *data}
+        os.utime(shared / name, (0, 0))
+    async with open_cache(tmp_path / "cache", 10**9, shared=shared):
+        await until(lambda: not {*old} & {*os.listdir(shared)})
+    assert set(os.listdir(shared)) == {*new, *data}
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs another user")
