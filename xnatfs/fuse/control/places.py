@@ -109,6 +109,7 @@ async def all_files_below(node: Node) -> AsyncIterator[File]:
     if isinstance(node, File):
         yield node
     elif isinstance(node, Dir):
+        await trio.lowlevel.checkpoint()  # listings that are cached give way to no other task
         for place, child in enumerate((await node.children()).listed(), 1):
             if place % FILES_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()
