@@ -160,7 +160,7 @@ def test_metadata_are_dataclasses_and_frames(server):
     scans = server.scans(session.id)
     assert scans == server.scans("projects/BRAINS/SUB001/SUB001_MR1")
     frame = server.frame(scans)
-    assert list(frame.columns) == ["id", "type", "quality", "xsi_type", "note", "series_description"]
+    assert list(frame.columns) == ["id", "type", "quality", "xsi_type", "note", "series_description", "frames"]
     assert frame[frame.type == "T1"].id.sort_values().tolist() == ["1", "2"]
     assert server.frame([]).empty
     assert server.frame(server.list(DICOM))["size"].sum() == sum(entry.size for entry in server.list(DICOM))
