@@ -194,7 +194,8 @@ class Fill:
             return self.blob.complete or self._owner.adopt(self.blob)
 
         claim = self._backing.store.claims.turn(identity(self.version).hex(), is_stored)
-        if not await turn.enter_async_context(claim) or not is_stored():
+        await turn.enter_async_context(claim)
+        if not is_stored():  # without a wait, too: it may have been stored before the claim
             return False
         self.state = State.COMPLETE
         self.stored.set()
@@ -206,8 +207,9 @@ class Fill:
         if shared is None or size is None or not self.version.digest or self.writer.partial is not None:
             return False
         entry = await shared.open(self.version)
-        if entry is None and is_small(size) and await turn.enter_async_context(shared.file_turn(self.version)):
-            entry = await shared.open(self.version)
+        if entry is None and is_small(size):
+            await turn.enter_async_context(shared.file_turn(self.version))
+            entry = await shared.open(self.version)  # without a wait, too: it may have been added before the claim
         return entry is not None and await self.writer.copy(shared, entry)
 
     def _handle_error(self, error: XnatError) -> None:
