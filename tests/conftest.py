@@ -1,6 +1,5 @@
 """Fixtures for more than one module."""
 
-import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -66,12 +65,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes run with `--numprocesses auto`: tests also wait, for mounts, servers and time."""
-    return (os.cpu_count() or 1) * 3 // 2
 
 
 @pytest.hookimpl(wrapper=True)

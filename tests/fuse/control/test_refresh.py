@@ -105,6 +105,7 @@ def test_an_experiment_that_cannot_have_scans_is_refreshed(world):
     place = f"{SUBJECT_DIR}/BLOOD"
     experiment = world.archive.experiment(world.subject(), "BLOOD", xsi_type="xnat:subjectVariablesData")
     assert world.names(f"{place}/resources") == set()
+    world.refresh(place)  # so that no request ahead is on its way
     world.archive.file(world.archive.resource(experiment.resources, "RAW"), "a.edf", b"signal")
     assert len(world.refresh(place)) == 2
     assert (world.mount.path / place / "resources" / "RAW" / "a.edf").read_bytes() == b"signal"
