@@ -1,7 +1,6 @@
 """Test what the cache decides: which entry an open joins, what is trusted, and what happens to it on close."""
 
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -12,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.support.content_fakes import FakeSource, failure, read_all, undigested, until, version
+from tests.support.content_fakes import FakeSource, descriptors, failure, read_all, undigested, until, version
 from xnatfs.common.errors import BadReply, CacheError, NotFound
 from xnatfs.content import ContentCache, Version, open_cache
 from xnatfs.content import blob as blob_module
@@ -375,11 +374,11 @@ async def test_what_crashes_left_is_removed_at_the_start(tmp_path, monkeypatch):
 async def test_what_is_open_at_the_end_is_closed(tmp_path):
     async with caching(tmp_path) as cache:
         assert await read_all(cache, version(BIG), FakeSource(BIG)) == BIG
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
     async with caching(tmp_path) as cache:
         await cache.open(version(BIG), FakeSource(BIG))
         await cache.open(version(BIG, "b"), stalled())
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 async def test_now_and_then_recency_is_written_and_memory_is_given_back(tmp_path, patient_clock, monkeypatch):

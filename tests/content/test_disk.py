@@ -22,6 +22,7 @@ from tests.support.content_fakes import (
     SMALL,
     FakeSource,
     MiB,
+    descriptors,
     failure,
     is_kept,
     read_all,
@@ -536,7 +537,7 @@ async def test_no_descriptor_is_left_open(tmp_path):
     """Close the descriptors of files and of the cache; a complete open file has one."""
 
     def count() -> int:
-        return len(os.listdir("/proc/self/fd"))
+        return len(descriptors())
 
     async with open_cache(tmp_path / "first", LIMIT) as cache:
         await cache.tidied.wait()  # and whatever else is opened once

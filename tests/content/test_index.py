@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.content_fakes import descriptors
 from xnatfs.common.errors import CacheError
 from xnatfs.common.locks import lock
 from xnatfs.content.disk import directory as shelf_module
@@ -357,9 +358,9 @@ def test_a_download_that_was_tidied_away_at_once_is_made_again(shelf, monkeypatc
         return real(fd, kind)
 
     monkeypatch.setattr(shelf_module, "lock", late)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     name, fd = shelf.create_partial()
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(descriptors()) == before + 1
     assert len(tries) == 3
     assert (shelf.directory / "partial" / name).exists()
     assert os.fstat(fd).st_nlink == 1
@@ -464,11 +465,11 @@ def test_files_are_kept_together_or_not_at_all(shelf, monkeypatch):
         real(fd, data, offset)
 
     monkeypatch.setattr(files_module, "write_all", full)
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
     with pytest.raises(OSError, match="Broken"):
         shelf.keep_whole([(row(3), b"3" * 10), (row(4), b"4" * 10), (row(5), b"5" * 10)])
     assert (blobs(shelf), shelf.index.total()) == ([1, 2], 20)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_a_file_that_cannot_be_made_is_the_error_and_leaves_nothing(shelf, monkeypatch):
@@ -800,12 +801,12 @@ def test_an_index_is_not_opened_but_by_sqlite(tmp_path, monkeypatch):
 
 
 def test_a_directory_has_what_it_needs_and_no_more(tmp_path):
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(descriptors())
     made = open_directory(tmp_path / "cache", 100)
     names = {path.name for path in (tmp_path / "cache").iterdir()}
     assert names - {"index.sqlite-wal", "index.sqlite-shm"} == {"blobs", "partial", "index.sqlite"}
     made.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(descriptors()) == before
 
 
 def test_the_first_of_all_goes_too_and_a_byte_too_many_is_too_many(shelf):

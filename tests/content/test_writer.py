@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.support.content_fakes import md5
+from tests.support.content_fakes import descriptors, md5
 from xnatfs.common.errors import BadReply, CacheError, CacheFull
 from xnatfs.content import blob as blob_module
 from xnatfs.content import writer as writer_module
@@ -204,7 +204,7 @@ async def test_much_is_read_back_in_a_thread(store, monkeypatch, left, in_a_thre
 async def test_a_large_file_is_hashed_by_a_thread_that_follows(store):
     """Hash before the file is complete; `verify` waits for what is not far behind."""
     data = os.urandom(SMALL + HASH_LAG_BYTES)
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
     async with trio.open_nursery() as nursery:
         blob, writer, _ = await begun(store, nursery, len(data), hashlib.md5(data).hexdigest())
         await writer.put(0, data[: HASH_LAG_BYTES - 1])
@@ -225,7 +225,7 @@ async def test_a_large_file_is_hashed_by_a_thread_that_follows(store):
         assert writer._hashed == len(data)
         await writer.verify()
         os.close(blob.fd)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC])

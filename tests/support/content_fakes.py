@@ -1,5 +1,6 @@
 """Provide a source with every fault that a server has, for the tests of the content cache."""
 
+import gc
 import hashlib
 import os
 import random
@@ -29,6 +30,12 @@ def patient() -> MockClock:
     millisecond or two.
     """
     return MockClock(autojump_threshold=0.005)
+
+
+def descriptors() -> set[str]:
+    """Return the open descriptors of this process, without those of garbage, which may be closed at any time."""
+    gc.collect()
+    return set(os.listdir("/proc/self/fd"))
 
 
 def md5(data: bytes) -> str:
