@@ -194,8 +194,7 @@ class Fill:
             return self.blob.complete or self._owner.adopt(self.blob)
 
         claim = self._backing.store.claims.turn(identity(self.version).hex(), is_stored)
-        await turn.enter_async_context(claim)
-        if not is_stored():  # without a wait, too: it may have been stored before the claim
+        if not await turn.enter_async_context(claim) or not is_stored():
             return False
         self.state = State.COMPLETE
         self.stored.set()
