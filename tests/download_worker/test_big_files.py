@@ -16,7 +16,7 @@ from tests.support.content_fakes import BIG, MiB
 from tests.support.demos import Demo, serving
 from xnatfs.common.errors import Unreachable
 from xnatfs.content import open_cache
-from xnatfs.prefetch.series_files import version
+from xnatfs.prefetch.file_version import version
 from xnatfs.rest.address import Address
 from xnatfs.rest.client import open_xnat
 from xnatfs.rest.models import FileRow

@@ -22,7 +22,7 @@ from xnatfs.common.errors import BadReply
 from xnatfs.common.tasks import background
 from xnatfs.content.disk.claims import Claims
 from xnatfs.listings.keys import ChildrenKey, FilesKey, FoldersKey
-from xnatfs.prefetch import read_pattern, series_files
+from xnatfs.prefetch import read_pattern, series_files, series_tar
 from xnatfs.prefetch.series_files import IDLE_READER_SECONDS
 from xnatfs.rest.models import FileRow
 from xnatfs.site import Site
@@ -90,7 +90,7 @@ def listed(count: int = COUNT) -> list[int]:
 @pytest.fixture(autouse=True)
 def patient_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test depend on the machine's speed: a member that is on its way is waited for."""
-    monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 30.0)
+    monkeypatch.setattr(series_tar, "MEMBER_WAIT_SECONDS", 30.0)
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ class Held(Tar):
 async def test_a_member_that_comes_late_is_requested_singly_and_the_tar_goes_on(
     server, tmp_path, patient_clock, monkeypatch, most
 ):
-    monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(series_tar, "MEMBER_WAIT_SECONDS", 0.5)
     made = [Held([(name(number), bytes_of(number)) for number in listed()], most)]
     tars(server, lambda: made[-1])
     late = listed()[30:33]
@@ -244,7 +244,7 @@ async def test_a_file_that_was_requested_singly_is_not_replaced_by_its_member(
     server, tmp_path, patient_clock, monkeypatch
 ):
     """Without a digest, the tar may bring the version before the one that was read, and of the same length."""
-    monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(series_tar, "MEMBER_WAIT_SECONDS", 0.5)
 
     class Slow(Tar):
         async def __anext__(self) -> bytes:
@@ -351,8 +351,10 @@ async def test_readers_that_go_away_draw_nothing_after_them(server, tmp_path, pa
 # -- several series --------------------------------------------------------------------------------------------------
 
 
-def series(server: Scripted, count: int, *, files: int = COUNT) -> dict[int, list[bytes]]:
-    """Make a session of so many series; return the bytes of each."""
+def series(
+    server: Scripted, count: int, *, files: int = COUNT, kind: Callable[..., Tar] = Tar
+) -> dict[int, list[bytes]]:
+    """Make a session of so many series, with a tar of this kind for each; return the bytes of each."""
     rows = server.lists["experiments/X_E1/files"]
     assert isinstance(rows, list)
     rows.clear()
@@ -371,7 +373,7 @@ def series(server: Scripted, count: int, *, files: int = COUNT) -> dict[int, lis
         number = int(request.url.path.split("/")[-2])
         prefix = f"E/scans/{number - 6}/resources/DICOM/files/"
         members = [(name(place), content[number][place]) for place in listed(files)]
-        return httpx.Response(200, stream=Tar(members, prefix=prefix))
+        return httpx.Response(200, stream=kind(members, prefix=prefix))
 
     server.by_pattern.append((r"experiments/X_E1/resources/\d+/files", tar))
     return {scan: content[number] for scan, number in numbers.items()}
@@ -422,6 +424,67 @@ async def test_a_session_takes_two_requests_a_series_in_any_order(server, tmp_pa
         assert len(all_data(server)) <= 2 * read
         if order in ("as shown", "by name", "backward", "every other one"):
             assert len(all_data(server)) <= read + 4, "the next series is on its way before it is read"
+
+
+async def test_a_reader_in_no_order_waits_for_several_tars_at_once(server, tmp_path):
+    """Which series it comes to next is unknown: those that it has not met come beside the one that it waits for."""
+    gate = trio.Event()
+
+    class Gated(Tar):
+        async def __anext__(self) -> bytes:
+            await gate.wait()
+            return await super().__anext__()
+
+    content = series(server, SCANS, kind=Gated)
+    wanted = [(place, scan_path(scan)) for place, scan in enumerate([5, 12, 5, 3, 17, 8])]
+    async with opened(server, tmp_path) as site, trio.open_nursery() as nursery:
+
+        async def read_in_order() -> None:
+            for number, scan in wanted:
+                assert await read(site, number, scan) == content[int(scan.split("/")[-2])][number]
+
+        nursery.start_soon(read_in_order)
+        await until(lambda: len(archives(server)) >= series_files.EARLY_TARS)
+        gate.set()
+
+
+class Paced(Tar):
+    """A tar whose members come one by one, slowly."""
+
+    async def __anext__(self) -> bytes:
+        await trio.sleep(0.04)
+        return await super().__anext__()
+
+
+async def test_many_readers_of_a_series_each_wait_for_their_tars_turn(server, tmp_path, patient_clock, monkeypatch):
+    """Tars wait for each other longer than a reader waits for a member, but they move."""
+    monkeypatch.setattr(series_tar, "MEMBER_WAIT_SECONDS", 0.5)
+    readers, files = 16, 20
+    content = series(server, readers, files=files, kind=Paced)
+    async with opened(server, tmp_path) as site:
+        async with trio.open_nursery() as nursery:
+            for scan in content:
+                nursery.start_soon(read_series, site, {scan: content[scan]})
+        assert len(archives(server)) == readers
+        assert len(all_data(server)) <= 2 * readers + 2
+
+
+async def test_a_turn_that_comes_late_is_not_waited_for(server, tmp_path, patient_clock, monkeypatch):
+    """A reader of a few files is served after QUEUE_WAIT_SECONDS, although the tars before its own move."""
+    monkeypatch.setattr(series_tar, "MEMBER_WAIT_SECONDS", 0.5)
+    monkeypatch.setattr(series_files, "PARALLEL_TARS", 1)
+    content = series(server, 2, files=COUNT * 10, kind=Paced)
+    async with opened(server, tmp_path) as site:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_series, site, {1: content[1]})
+            await until(lambda: len(archives(server)) > 0)
+            began = trio.current_time()
+            for place in range(3):
+                assert await read(site, place, scan_path(2)) == content[2][place]
+            assert trio.current_time() - began >= series_tar.QUEUE_WAIT_SECONDS
+            assert trio.current_time() - began <= series_tar.QUEUE_WAIT_SECONDS + 1
+            assert len(archives(server)) == 1
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("forward", [True, False])
@@ -853,7 +916,7 @@ class Sessions:
 
 @asynccontextmanager
 async def sessions(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Sessions]:
-    monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(series_tar, "MEMBER_WAIT_SECONDS", 0.01)
     made = Sessions()
     async with background() as nursery:
         made.series_prefetch = series_files.SeriesPrefetch(made, made, nursery)  # type: ignore[arg-type]
@@ -893,7 +956,7 @@ async def test_listings_of_many_files_are_remembered_of_few_sessions(monkeypatch
 
 async def test_tars_and_long_files_leave_a_request_for_others(server, tmp_path, monkeypatch):
     """Of a server that sends nothing, a file of a session's own resource is read all the same."""
-    monkeypatch.setattr(series_files, "MEMBER_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(series_tar, "MEMBER_WAIT_SECONDS", 0.01)
 
     class Silent(httpx.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:

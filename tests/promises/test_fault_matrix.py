@@ -95,7 +95,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten polling intervals of a second, and waits that are longer than a test."""
     monkeypatch.setattr("xnatfs.rest.prearchive.FIRST_POLL_SECONDS", 0.05)
     monkeypatch.setattr("xnatfs.rest.prearchive.APPEARS_WITHIN_SECONDS", 1.0)
-    monkeypatch.setattr("xnatfs.prefetch.series_files.MEMBER_WAIT_SECONDS", 0.8)
+    monkeypatch.setattr("xnatfs.prefetch.series_tar.MEMBER_WAIT_SECONDS", 0.8)
 
 
 class Scripted:

@@ -28,7 +28,7 @@ from tests.support.model import KINDS, PLACES, SHORT, Model
 from tests.support.world import CHANGES, ORDERS, tell
 from xnatfs.content import Blob, Version
 from xnatfs.http import replies, resumable_download
-from xnatfs.prefetch import series_files as bulk
+from xnatfs.prefetch import file_version
 from xnatfs.rest.models import FileRow
 from xnatfs.tree import catalogue_file
 
@@ -395,7 +395,7 @@ def test_a_half_that_is_taken_as_a_whole_is_found(tmp_path, monkeypatch):
     """Plant a download whose length is not compared with the one that the listing states."""
 
     def version(row: FileRow) -> Version:
-        return replace(bulk.version(row), size=None)
+        return replace(file_version.version(row), size=None)
 
     monkeypatch.setattr(catalogue_file, "version", version)
     assert is_found(tmp_path, reading("forward"), digests=False)

@@ -247,6 +247,11 @@ class SessionReads:
         turns = max((course.turns for course in self._courses.values()), default=0)
         return len(self._revisited) >= SCATTERED_RESOURCES or turns >= SCATTERED_TURNS
 
+    def upcoming(self, label: str) -> Sequence[str]:
+        """Return the resources of a label that the reader may come to next; all of them where it reads in no order."""
+        course = self.course(label)
+        return course.orders[0] if self.is_scattered and self._revisited else course.upcoming()
+
     @property
     def is_read(self) -> bool:
         """Return whether resources of the session are read as a whole."""

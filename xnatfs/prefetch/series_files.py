@@ -15,7 +15,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
 import trio
@@ -23,6 +22,7 @@ import trio
 from xnatfs.common.errors import BadReply, XnatError
 from xnatfs.common.tasks import background, unattended
 from xnatfs.content import ContentCache, Version
+from xnatfs.prefetch.file_version import version
 from xnatfs.prefetch.read_pattern import (
     MAX_MEMBER_BYTES,
     MIN_FILES_LEFT,
@@ -31,6 +31,7 @@ from xnatfs.prefetch.read_pattern import (
     Series,
     SessionReads,
 )
+from xnatfs.prefetch.series_tar import Arrivals, PrefetchStats, SeriesTar
 from xnatfs.prefetch.tar_names import TarNames
 from xnatfs.prefetch.tar_stream import Member, members
 from xnatfs.rest.client import Xnat
@@ -41,29 +42,14 @@ log = logging.getLogger(__name__)
 # Tars in parallel: half of the requests in flight stays for files. With 50 ms a request, three
 # tars of 5 MB fill a line of 1 Gbit/s, so that no more of them are begun early.
 PARALLEL_TARS, EARLY_TARS = 4, 3
-# The longest wait of a reader for a member, in seconds. A program that reads all of a tar loses nothing by it, and one
-# that reads a few files of a huge one is served each of them this much later than by a request, at most.
-MEMBER_WAIT_SECONDS = 0.5
 # Seconds without a read after which the reader counts as gone; the connection of a tar that pauses is released.
 IDLE_READER_SECONDS = 5.0
 # Seconds without a retry for a resource whose tar has failed, or a session whose files the cache does not retain.
 NO_TAR_SECONDS = 60.0
-# Seconds without a new file after which a machine that fetches an archive counts as gone, seconds between such looks,
-# and the files that are looked for: the next ones of the archive, most likely.
-STALLED_SECONDS, ARRIVAL_CHECK_SECONDS, FILES_PER_CHECK = 5.0, 1.0, 32
 # The part of the cache that may hold files that no program has opened: more would evict each other.
 CACHE_SHARE = 4
 # Sessions that are remembered, with their listings: a program reads a few at a time. So many files are 90 MB.
 MAX_SESSIONS, MAX_SESSION_FILES = 32, 1_000_000
-
-
-@dataclass
-class PrefetchStats:
-    """Counters of read-ahead: bytes that were fetched, bytes of these that were opened, and tars."""
-
-    ahead: int = 0
-    used: int = 0
-    tars: int = 0
 
 
 class ResourceDirectory(Protocol):
@@ -71,77 +57,6 @@ class ResourceDirectory(Protocol):
 
     def reading_order(self) -> Sequence[tuple[str, str]]:
         """Return the ID and label of each resource of the session, in the order in which a traversal meets them."""
-
-
-class _Tar:
-    """A tar that is being streamed."""
-
-    def __init__(self, series: Series) -> None:
-        self.series = series
-        self.scope = trio.CancelScope()
-        self.is_elsewhere = False  # another machine fetches it, and shares what it brings
-        self.is_late = False  # it has brought nothing while a reader has waited for long
-        self.members = 0
-        self.left = series.size  # bytes of the files whose members have not passed
-        self.requested_at = 0.0  # by the clock of the cache
-        self.waits: dict[str, trio.Event] = {}
-        self.wanted: dict[str, FileRow] = {}  # the files that readers wait for
-
-    async def wait(self, row: FileRow) -> None:
-        """Wait until the member of a file has arrived, or the file is to be requested singly."""
-        before, path = self.members, row.path
-        self.wanted[path] = row
-        with trio.move_on_after(MEMBER_WAIT_SECONDS) as patience:
-            await self.waits.setdefault(path, trio.Event()).wait()
-        if patience.cancelled_caught:
-            self.wake(path)  # its member is not taken any more: it may be older than what a request brings now
-            if self.members == before:
-                self.is_late = True
-                self.stop_waits()
-
-    def wake(self, path: str) -> None:
-        """Wake the readers that wait for a file."""
-        self.wanted.pop(path, None)
-        if (waits := self.waits.pop(path, None)) is not None:
-            waits.set()
-
-    def stop_waits(self) -> None:
-        """Let all readers request their files singly."""
-        for path in list(self.waits):
-            self.wake(path)
-
-
-class _Arrivals:
-    """Watch what another machine adds to the shared store while it fetches the tar."""
-
-    def __init__(self, tar: _Tar, content: ContentCache) -> None:
-        self._tar = tar
-        self._content = content
-        self._missing = [version(row) for row in tar.series.rows]
-        self._moved = self._checked = trio.current_time()
-
-    @property
-    def name(self) -> str:
-        """Return the same name on every machine, and one that only those know that can list the files."""
-        digests = "\n".join(sorted(each.digest for each in self._missing))
-        return f"tar-{hashlib.sha256(digests.encode()).hexdigest()}"
-
-    async def are_over(self) -> bool:
-        """Wake the readers whose files have arrived; return whether nothing has for STALLED_SECONDS."""
-        tar, now = self._tar, trio.current_time()
-        tar.is_elsewhere = True
-        wanted = {version(row): path for path, row in tar.wanted.items()}
-        looked_for = list(wanted)
-        if now - self._checked >= ARRIVAL_CHECK_SECONDS:
-            self._checked = now
-            looked_for += self._missing[:FILES_PER_CHECK]
-        if looked_for and (arrived := await self._content.find_available(looked_for)):
-            self._moved, tar.is_late = now, False
-            tar.members += len(arrived)
-            self._missing = [each for each in self._missing if each not in arrived]
-            for each in arrived & wanted.keys():
-                tar.wake(wanted[each])
-        return now - self._moved >= STALLED_SECONDS
 
 
 class SeriesPrefetch:
@@ -153,7 +68,7 @@ class SeriesPrefetch:
         self._content = content
         self._nursery = nursery
         self._sessions: OrderedDict[tuple[str, ...], SessionReads] = OrderedDict()
-        self._tars: dict[Series, _Tar] = {}
+        self._tars: dict[Series, SeriesTar] = {}
         self._slots = trio.CapacityLimiter(PARALLEL_TARS)
 
     def counters(self) -> dict[str, int]:
@@ -227,11 +142,11 @@ class SeriesPrefetch:
         if series is None or not (session.is_scattered or (series.is_read and series.is_past(NEXT_BEGUN_AT))):
             return
         pending = 0  # bytes of those that are begun already
-        for resource in session.course(series.label).upcoming():
+        for resource in session.upcoming(series.label):
             following = session.of(resource)
             if following in self._tars:
                 pending += following.size - following.unread_bytes
-            elif not (following.is_complete or following.opened):
+            elif not (following.is_complete or following.is_read):
                 if len(self._tars) >= EARLY_TARS or session.room(following) <= pending:
                     return
                 if not self._begin(session, following):
@@ -247,18 +162,19 @@ class SeriesPrefetch:
             return False
         if session.room(series) <= 0 or not series.size:
             return False
-        self._tars[series] = tar = _Tar(series)
+        self._tars[series] = tar = SeriesTar(series, self.stats)
         self.stats.tars += 1
         self._nursery.start_soon(self._run, session, tar)
         return True
 
     # Tars.
 
-    async def _run(self, session: SessionReads, tar: _Tar) -> None:
+    async def _run(self, session: SessionReads, tar: SeriesTar) -> None:
         series = tar.series
         try:
             with tar.scope:
                 async with self._slots:
+                    tar.began = trio.current_time()
                     series.is_complete = await self._stream(session, tar)
         except Exception as error:  # any error ends this tar only
             _log(error, series)
@@ -270,7 +186,7 @@ class SeriesPrefetch:
         if self._sessions.get(session.item) is session:
             self._begin_following(session)
 
-    async def _stream(self, session: SessionReads, tar: _Tar) -> bool:
+    async def _stream(self, session: SessionReads, tar: SeriesTar) -> bool:
         """Fetch the tar, and return whether nothing is left of it. Raises what the client raises.
 
         While another process or machine fetches it, the files that it stores are served.
@@ -298,14 +214,14 @@ class SeriesPrefetch:
         async with turn:
             await unattended("an archive's files are not written", logging.WARNING, self._content.write)
 
-    def _machine_turn(self, tar: _Tar) -> AbstractAsyncContextManager[bool]:
+    def _machine_turn(self, tar: SeriesTar) -> AbstractAsyncContextManager[bool]:
         """Fetch a tar in turn with the machines that share a store, as `SharedStore.turn`; without one, at once."""
         if self._content.shared is None or not all(row.digest for row in tar.series.rows):
             return nullcontext(False)
-        arrivals = _Arrivals(tar, self._content)
+        arrivals = Arrivals(tar, self._content)
         return self._content.shared.turn(arrivals.name, arrivals.are_over)
 
-    async def _read_members(self, session: SessionReads, tar: _Tar, least: int) -> bool:
+    async def _read_members(self, session: SessionReads, tar: SeriesTar, least: int) -> bool:
         series = tar.series
         kept = await self._content.find_available([version(row) for row in series.rows])
         if len(series.rows) - len(kept) < least:
@@ -318,13 +234,14 @@ class SeriesPrefetch:
                     if member.size > MAX_MEMBER_BYTES:  # to skip it may take hours, and the listing will have it, too
                         raise BadReply(f"it has a file of {member.size} bytes, which is not listed")
                     tar.is_late, tar.members, tar.left = False, tar.members + 1, tar.left - member.size
+                    self.stats.members += 1
                     await self._receive(session, tar, member, [row for _, row in names.find(member)], kept)
                     if session.room(series) <= 0 and not await self._pause(session, tar):
                         return False
         return True
 
     async def _receive(
-        self, session: SessionReads, tar: _Tar, member: Member, rows: Sequence[FileRow], kept: Collection[Version]
+        self, session: SessionReads, tar: SeriesTar, member: Member, rows: Sequence[FileRow], kept: Collection[Version]
     ) -> None:
         """Put a member into the cache, and wake its readers; a damaged one is to be requested singly.
 
@@ -350,7 +267,7 @@ class SeriesPrefetch:
             for row in rows:  # the member may have been any of these
                 tar.wake(row.path)
 
-    async def _pause(self, session: SessionReads, tar: _Tar) -> bool:
+    async def _pause(self, session: SessionReads, tar: SeriesTar) -> bool:
         """Wait until more of the tar may come; return False when no reader opens a file for IDLE_READER_SECONDS."""
         tar.stop_waits()
         while session.room(tar.series) <= 0:
@@ -368,11 +285,6 @@ async def open_series_prefetch(xnat: Xnat, content: ContentCache) -> AsyncIterat
     """Open the prefetch of files from one server; tars end when the context does."""
     async with background() as nursery:
         yield SeriesPrefetch(xnat, content, nursery)
-
-
-def version(row: FileRow) -> Version:
-    """Return the version by which the content cache knows a file; its folder there is the resource's number."""
-    return Version(f"{row.resource_id}/{row.path}", row.size, row.digest)
 
 
 def _are_distinct(rows: Sequence[FileRow]) -> bool:

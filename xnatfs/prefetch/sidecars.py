@@ -13,7 +13,7 @@ import trio
 
 from xnatfs.common.errors import XnatError
 from xnatfs.content import ContentCache
-from xnatfs.prefetch.series_files import version
+from xnatfs.prefetch.file_version import version
 from xnatfs.prefetch.tar_names import TarNames
 from xnatfs.prefetch.tar_stream import Member, members
 from xnatfs.rest.client import Xnat

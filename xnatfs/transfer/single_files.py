@@ -11,7 +11,7 @@ import trio
 from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.content import Body, Source, Version
 from xnatfs.content.source import find_contradiction
-from xnatfs.prefetch.series_files import version
+from xnatfs.prefetch.file_version import version
 from xnatfs.transfer.copying import Arrived, Copying, Missing
 from xnatfs.transfer.local_files import Draft
 from xnatfs.transfer.plan import Wanted

@@ -12,7 +12,7 @@ from xnatfs.common.errors import BadReply, Denied, NotFound, Stale
 from xnatfs.content import Blob
 from xnatfs.listings.keys import ChangeKey
 from xnatfs.listings.revocation import Permit
-from xnatfs.prefetch.series_files import version
+from xnatfs.prefetch.file_version import version
 from xnatfs.rest.models import FileRow
 from xnatfs.site import Change, TrueSize
 from xnatfs.tree.names import split

@@ -17,7 +17,7 @@ from xnatfs.listings.keys import (
     ScansKey,
     experiment_keys,
 )
-from xnatfs.prefetch.series_files import version
+from xnatfs.prefetch.file_version import version
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.names import decode
 from xnatfs.tree.node import Dir, File, Node

@@ -11,7 +11,7 @@ from xnatfs.common.sanitize import loads
 from xnatfs.common.tasks import aside, gather
 from xnatfs.listings.keys import FilesKey, ListKey, ResourcesKey, ScansKey
 from xnatfs.listings.ttl_cache import Listing
-from xnatfs.prefetch.series_files import version
+from xnatfs.prefetch.file_version import version
 from xnatfs.prefetch.sidecars import SessionSidecars
 from xnatfs.rest.address import with_digits
 from xnatfs.rest.bids import is_converted, may_hold_tree

@@ -21,7 +21,7 @@ from xnatfs.listings.keys import (
     ResourcesKey,
     ScansKey,
 )
-from xnatfs.prefetch.series_files import version
+from xnatfs.prefetch.file_version import version
 from xnatfs.prefetch.sidecars import SessionSidecars
 from xnatfs.rest.models import natural
 from xnatfs.site import Site
