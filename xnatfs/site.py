@@ -153,8 +153,8 @@ class Site:
     async def _tidy(self) -> None:
         while True:
             await trio.sleep(max(self.ttl, 10.0))  # memory is not needed sooner
-            self.metadata.expire()
-            self.shown.expire()
+            await self.metadata.expire()
+            await self.shown.expire()
 
     def counters(self) -> dict[str, int]:
         """Return the counters of the caches, the downloads and the client, by name."""

@@ -117,11 +117,21 @@ async def test_what_is_old_can_be_let_go_of(autojump_clock):
     cache = MetadataCache(max_rows=4)
     for key, text in (("small", "a"), ("large", "abcde")):
         cache.put(key, Value(text, trio.current_time() + 60))
-    cache.expire()
+    await cache.expire()
     assert len(cache) == 2
     await trio.sleep(61)
-    cache.expire()
+    await cache.expire()
     assert len(cache) == 0
+
+
+async def test_to_let_go_of_old_values_is_no_use_of_the_others(autojump_clock):
+    cache, expires = MetadataCache(max_rows=9), trio.current_time() + 60
+    for key in ("a", "b", "c"):
+        cache.put(key, Value("12", expires))
+    assert cache.peek("a") is not None
+    await cache.expire()
+    cache.put("d", Value("12", expires))
+    assert [cache.peek(key) is None for key in "abcd"] == [False, True, False, False]
 
 
 async def test_the_values_used_least_recently_make_way(autojump_clock):
@@ -200,7 +210,7 @@ async def test_an_expired_listing_is_held_as_long_as_it_may_be_served(autojump_c
     await trio.sleep(61)
     cache.put("other", Value("x", trio.current_time() + 1))
     await trio.sleep(2)
-    cache.expire()
+    await cache.expire()
     assert (cache.peek("list"), cache.last("list"), cache.last("other")) == (None, made, None)
     assert (await cache.get("list", Fetcher())).text == "answer 1"
     assert cache.last("list") is None
@@ -209,7 +219,7 @@ async def test_an_expired_listing_is_held_as_long_as_it_may_be_served(autojump_c
     assert cache.last("list") is None
     cache.put("list", made)
     await trio.sleep(100)
-    cache.expire()
+    await cache.expire()
     assert (cache.last("list"), len(cache)) == (None, 0)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 import trio
-from cachetools import TLRUCache
+from cachetools import Cache, LRUCache
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, NotFound, XnatError
@@ -21,6 +21,8 @@ from xnatfs.common.errors import Denied, NotFound, XnatError
 MAX_CACHED_ROWS = 3_000_000
 # Seconds: long enough for the burst of lookups of one `ls`, short enough for an account that was just granted access.
 REFUSAL_SECONDS = 5.0
+# Values that are looked at between two checkpoints: some 5 ms.
+LOOKED_AT_ONCE = 5000
 
 
 class Expiring(Protocol):
@@ -117,12 +119,7 @@ class MetadataCache:
 
     def __init__(self, max_rows: int = MAX_CACHED_ROWS) -> None:
         self.stale_seconds = 0.0  # for so long after it has expired, a listing is held for `last`
-        self._values: TLRUCache[Hashable, Expiring] = TLRUCache(
-            maxsize=max_rows,
-            ttu=lambda _key, value, _now: self._held_until(value),
-            timer=now,
-            getsizeof=lambda value: len(value) + 1,
-        )
+        self._values: LRUCache[Hashable, Expiring] = LRUCache(max_rows, getsizeof=lambda value: len(value) + 1)
         self._largest: tuple[Hashable, Expiring] | None = None  # a value that exceeds the limit alone
         self._turns: dict[Hashable, _Turn] = {}
         self.generation = 0  # counts the calls of `outdate`
@@ -189,9 +186,13 @@ class MetadataCache:
     def put(self, key: Hashable, value: Expiring) -> None:
         self._keep(key, value)
 
-    def expire(self) -> None:
-        """Release values that are no longer held, which otherwise stay until the next value is added."""
-        self._values.expire()
+    async def expire(self) -> None:
+        """Release values that are no longer held, which otherwise stay until others need the room."""
+        for place, key in enumerate(list(self._values)):
+            if place % LOOKED_AT_ONCE == LOOKED_AT_ONCE - 1:
+                await trio.lowlevel.checkpoint()
+            if key in self._values and self._held_until(Cache.__getitem__(self._values, key)) <= now():  # no use of it
+                del self._values[key]
         if self._largest and self._held_until(self._largest[1]) <= now():
             self._largest = None
 
@@ -218,13 +219,15 @@ class MetadataCache:
 
     def _find(self, key: Hashable) -> Expiring | None:
         """Return the fresh value or refusal of a key."""
-        if self._largest is None and not self.stale_seconds:
-            return self._values.get(key)  # which returns nothing that has expired
-        value = self._held(key)
+        value = self._values.get(key) if self._largest is None else self._stored(key)
         return value if value is not None and value.expires > now() else None
 
     def _held(self, key: Hashable) -> Expiring | None:
-        """Return the value or refusal of a key, fresh or not."""
+        """Return the value or refusal of a key that is still held, fresh or not."""
+        value = self._stored(key)
+        return value if value is not None and self._held_until(value) > now() else None
+
+    def _stored(self, key: Hashable) -> Expiring | None:
         return self._largest[1] if self._largest and self._largest[0] == key else self._values.get(key)
 
     def _held_until(self, value: Expiring) -> float:
