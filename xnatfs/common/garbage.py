@@ -12,9 +12,10 @@ import trio
 
 # Seconds that a collection may take before its survivors are exempt: some 60,000 objects.
 LONG_COLLECTION_SECONDS = 0.02
-# Collections of young objects between two full ones, 10 by default: 7,000 objects each, and a full one follows at most
-# when there are a quarter more.
-YOUNG_COLLECTIONS = 5
+# New objects before a collection of young ones, such collections before one of the survivors, and such ones before a
+# full one, which follows at most when there are a quarter more. With 700, 10 and 5, `find` through 44,000 directories
+# takes 11.8 s of processor, with these 11.5, and without any collection 10.6.
+THRESHOLDS = 5000, 2, 5
 # The process is idle if it has worked for less than a fiftieth of this time. One that never is collects after so many
 # such times all the same.
 IDLE_CHECK_SECONDS, MOST_BUSY_CHECKS = 60.0, 30
@@ -25,7 +26,7 @@ WORK_SECONDS = 5.0
 async def keep_collections_short() -> None:
     """Exempt old objects from collections until cancelled."""
     thresholds = gc.get_threshold()
-    gc.set_threshold(*thresholds[:2], YOUNG_COLLECTIONS)
+    gc.set_threshold(*THRESHOLDS)
     gc.callbacks.append(_exempt_survivors)
     try:
         worked = time.process_time()
