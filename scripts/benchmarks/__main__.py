@@ -22,6 +22,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         parser.exit(2, "scripts/bench: only root can drop the kernel's caches and pace a link\n")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start compiles, which no installed program does
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that mounts, servers and the link are removed
     directory = rig.cache()
     directory.mkdir(parents=True, exist_ok=True)

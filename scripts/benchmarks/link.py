@@ -2,6 +2,7 @@
 
 import contextlib
 import ipaddress
+import itertools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ BLOCK = int(ipaddress.ip_address("198.18.0.0"))
 NODES_BLOCK = int(ipaddress.ip_address("10.18.0.0"))
 RATE = ["tbf", "rate", "1gbit", "burst", "256k", "latency", "50ms"]
 
+_serial = itertools.count()
+
 
 @contextlib.contextmanager
 def paced_link() -> Iterator[tuple[list[str], str]]:
@@ -20,7 +23,8 @@ def paced_link() -> Iterator[tuple[list[str], str]]:
     Yields the words that start a command inside the namespace, and the address inside. Names and addresses depend on
     the process ID, so that two rigs do not collide.
     """
-    name = near = f"bench{os.getpid()}"
+    name = f"bench{os.getpid()}"
+    near = f"bench{os.getpid()}-{next(_serial)}"  # the kernel removes the last one some time after its namespace
     far = ["ip", "-n", name]
     block = BLOCK + 4 * (os.getpid() % 2**15)
     here, there = ipaddress.ip_address(block + 1), ipaddress.ip_address(block + 2)

@@ -81,7 +81,7 @@ def test_the_selectors_are_those_of_archive(fresh, verb):
     fresh.receive("SESS001")
     (place,) = fresh.ctl("prearchive", "list", "-q").lines
     more = {"move": ["--to", "A"], "delete": ["--yes"]}.get(verb, [])
-    for words in ((*MINE, "--session", "SESS001"), place.split("/"), (*MINE, "--session", "SESS*")):
+    for words in ((*MINE, "--session", "SESS001"), place.split("/"), [place], (*MINE, "--session", "SESS*")):
         assert fresh.ctl("prearchive", verb, *words, *more, "--dry-run").lines == [place]
     fresh.ctl("prearchive", verb, *MINE, "--session", "NOPE", *more, status=5)
     fresh.ctl("prearchive", verb, *MINE, *more, status=2)

@@ -227,6 +227,11 @@ def human_size(count: float) -> str:
     return ""
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun: '1 file', '2 files'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _shown(key: str, value: Any) -> str:
     """Return a value as a table for people shows it."""
     if isinstance(value, datetime):

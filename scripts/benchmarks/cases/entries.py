@@ -69,7 +69,7 @@ def memory(bench: Bench) -> list[Row]:
             idle = mount.resident()
             for step in steps:
                 for number in range(done, step):
-                    told = rig.output(f"find {top}/S{number:05} -type f | wc -l")[1]
+                    told = rig.output(f"find {top}/S{number:05} -name '*.dcm' | wc -l")[1]
                     right &= int(told) == each
                 done = step
                 held.append(mount.resident())

@@ -25,7 +25,6 @@ def pyz(bench: Bench) -> list[Row]:
     home = bench.directory / "pyz"
     made = building.build(home / "dist", system_libfuse=True)
     env = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
-    env.pop("PYTHONDONTWRITEBYTECODE", None)  # else every start compiles
     rig.shell(f"{sys.executable} {made} --version", env)
     ours, theirs = [], []
     for _ in range(5 if bench.quick else 20):

@@ -1,5 +1,6 @@
 """Cases about xnatctl: a session downloaded and uploaded, beside what curl needs for one archive of it."""
 
+import os
 import shutil
 import statistics
 import zipfile
@@ -54,6 +55,7 @@ def _into(out: Path, command: str, env: dict[str, str] | None = None) -> float:
     """Time a command that fills an empty directory."""
     rig.discard(out)
     out.mkdir()
+    os.sync()
     return rig.shell(command, env, timeout=PATIENCE)
 
 
@@ -102,10 +104,12 @@ def _uploaded(bench: Bench, folder: Path, packed: Path, what: str, tls: bool) ->
             send = f"-X POST -H 'Content-Type: application/zip' -H Expect: -T {packed}"
             url = f"{server.url}/data/services/import?{query}&dest=/prearchive/projects/MANY"
             curl = f"{server.curl} -u {USER}:{PASSWORD}"
+            os.sync()  # what was written before must not be written to disk during the timed run
             took, place = rig.output(f"{curl} {send} '{url}'", timeout=PATIENCE)
             theirs.append(took)
             committed.append(took + rig.shell(f"{curl} -X POST '{server.url}{place.strip()}?action=commit'"))
             command = f"{SCRIPTS}/xnatctl session upload {folder} -P MANY -S S -E OURS{turn} --prearchive -o json"
+            os.sync()
             took, said = rig.output(command, env, timeout=PATIENCE)
             ours.append(took)
             right &= f'"sent": {len(list(folder.iterdir()))}' in said

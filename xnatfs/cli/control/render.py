@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from xnatfs.cli import streams
-from xnatfs.cli.output import display_width, fold, human_size, print_data
+from xnatfs.cli.output import counted, display_width, fold, human_size, print_data
 from xnatfs.common.sanitize import line
 
 # Columns of the names before the values.
@@ -30,6 +30,7 @@ METRICS = (
     ("cache_used_bytes", "gauge", "Size of the cache, over all mounts that share it.", ("cache", "used_bytes")),
     ("cache_limit_bytes", "gauge", "Maximum size of the cache.", ("cache", "limit_bytes")),
     ("cache_hits_total", "counter", "Opened files that were cached.", ("cache", "hits")),
+    ("cache_shared_hits_total", "counter", "Files copied from the shared directory.", ("cache", "shared_hits")),
     ("cache_misses_total", "counter", "Opened files that were fetched.", ("cache", "misses")),
     ("cache_evicted_total", "counter", "Files evicted from the cache.", ("cache", "evicted")),
     ("read_ahead_bytes_total", "counter", "Bytes fetched ahead.", ("cache", "read_ahead_bytes")),
@@ -94,7 +95,7 @@ def _facts(state: State) -> Iterator[tuple[str, str]]:
     yield "requests", _requests(state["requests"], state["rates"])
     yield "bytes", _bytes(state["bytes"], state["rates"])
     yield from _cache(state["cache"])
-    yield "open", f"{_count(state['open_files'], 'file')}, {_count(state['inodes'], 'name')} known to the kernel"
+    yield "open", f"{counted(state['open_files'], 'file')}, {counted(state['inodes'], 'name')} known to the kernel"
     for name, rows in (("fetching", map(_transfer, state["transfers"])), ("error", map(_error, state["errors"]))):
         for row in rows:
             yield name, row
@@ -139,7 +140,8 @@ def _bytes(amounts: State, rates: State) -> str:
 def _cache(cache: State) -> Iterator[tuple[str, str]]:
     used, limit = cache["used_bytes"], cache["limit_bytes"]
     hits = "" if cache["hit_ratio"] is None else f", hits {cache['hit_ratio']:.0%}"
-    yield "cache", f"{human_size(used)} of {human_size(limit)}{hits}, {_count(cache['listings'], 'listing')}"
+    shared = f", {counted(cache['shared_hits'], 'file')} from the shared directory" if cache["shared_hits"] else ""
+    yield "cache", f"{human_size(used)} of {human_size(limit)}{hits}{shared}, {counted(cache['listings'], 'listing')}"
     if cache["read_ahead_bytes"]:
         unused = f"{cache['read_ahead_waste']:.0%} of it not used"
         yield "read-ahead", f"{human_size(cache['read_ahead_bytes'])}, {unused}"
@@ -150,14 +152,14 @@ def cache_facts(cache: State) -> Iterator[tuple[str, str]]:
     yield "directory", line(cache["directory"])
     yield from _cache(cache)
     yield "files", f"{cache['files']}, {cache['pinned_files']} of them pinned ({human_size(cache['pinned_bytes'])})"
-    yield "evicted", f"{_count(cache['evicted'], 'file')} since it was mounted"
+    yield "evicted", f"{counted(cache['evicted'], 'file')} since it was mounted"
 
 
 def warmed(result: State) -> str:
     """Return what `xnatfs warm` has come to."""
     pinned = f", {result['pinned_files']} pinned" if result["pinned_files"] else ""
     fetched = result["cached_files"] - result["cached_before"]
-    whole = f"{_count(result['files'], 'file')}, {human_size(result['bytes'])}"
+    whole = f"{counted(result['files'], 'file')}, {human_size(result['bytes'])}"
     if result["is_complete"]:
         return f"complete: {whole} ({max(fetched, 0)} fetched{pinned})"
     failed = f", {result['failed_files']} failed" if result["failed_files"] else ""
@@ -177,7 +179,7 @@ def verified(result: State) -> Iterator[str]:
         query = urlencode({"resource": uri, "options": REFRESH_OPTIONS}, safe="/,")
         yield f"  xnatctl api POST '/data/services/refresh/catalog?{query}'"
     digests = f", {result['without_digest']} without a digest" if result["without_digest"] else ""
-    yield f"{_count(result['files'], 'file')} compared, {result['cached_files']} of them in the cache{digests}"
+    yield f"{counted(result['files'], 'file')} compared, {result['cached_files']} of them in the cache{digests}"
 
 
 def _transfer(transfer: State) -> str:
@@ -190,10 +192,6 @@ def _transfer(transfer: State) -> str:
 def _error(error: State) -> str:
     times = f", {error['count']} times" if error["count"] > 1 else ""
     return f"{clock(error['at'])}{times} {error['errno']} {line(error['path'])}: {line(error['reason'])}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def clock(at: float | None) -> str:

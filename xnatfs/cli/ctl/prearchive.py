@@ -54,13 +54,15 @@ def parse_selection(context: Context) -> PrearchiveSelection:
     """Parse which sessions the command line names, before any request. Raises ConfigError."""
     arguments = context.arguments
     place: list[str] = arguments.place
+    if len(place) == 1:
+        place = place[0].split("/", 2)  # as `prearchive list -q` prints it
     for name in ("session", "project", "timestamp"):
         if place and getattr(arguments, name):
             raise ConfigError(f"give either PROJECT TIMESTAMP SESSION or --{name}, not both")
     if len(place) == 3:
         return PrearchiveSelection(owner_of(place[0]), place[2], place[1])
     if place:
-        raise ConfigError(f"give PROJECT TIMESTAMP SESSION, or --project and --session NAME, not {' '.join(place)}")
+        raise ConfigError(f"give PROJECT TIMESTAMP SESSION, or --project and --session NAME, not {' '.join(arguments.place)}")
     is_all_ready = getattr(arguments, "all_ready", False)
     if not arguments.session and not is_all_ready:
         raise ConfigError("which session? Give PROJECT TIMESTAMP SESSION, or --project and --session")

@@ -126,6 +126,7 @@ class Status:
             "used_bytes": counters["kept_bytes"],
             "limit_bytes": counters["limit"],
             "hits": counters["hits"],
+            "shared_hits": counters["shared_hits"],
             "misses": counters["misses"],
             "hit_ratio": counters["hits"] / opens if opens else None,
             "evicted": counters["evicted"],
