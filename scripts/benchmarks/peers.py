@@ -140,12 +140,12 @@ def bare(directory: Path, *shape: object) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
-class Downloader:
-    """A current program or library that downloads a session."""
+class Transferrer:
+    """A current program or library that downloads or uploads a session."""
 
     name: str
     package: str
-    words: str  # after the program, before the directory
+    words: str  # after the program, before the directory; for uploads all of them
     script: str = ""
 
     def command(self, directory: Path, server: Server) -> tuple[str, dict[str, str]]:
@@ -162,10 +162,12 @@ class Downloader:
 
 
 DOWNLOADERS = (
-    Downloader("xnatctl of PyPI", "xnatctl", "session download -P SERIES -E SESSION -w 4 --out"),
-    Downloader("xnat of PyPI", "xnat", "", XNAT_SCRIPT),
-    Downloader("pyxnat", "pyxnat", "", PYXNAT_SCRIPT),
+    Transferrer("xnatctl of PyPI", "xnatctl", "session download -P SERIES -E SESSION -w 4 --out"),
+    Transferrer("xnat of PyPI", "xnat", "", XNAT_SCRIPT),
+    Transferrer("pyxnat", "pyxnat", "", PYXNAT_SCRIPT),
 )
+# What is uploaded, and the label of its session, take the place of the braces.
+UPLOADER = Transferrer("xnatctl of PyPI", "xnatctl", "session upload {} -P MANY -S S -E {} -w 4 --prearchive")
 
 
 def schemas(directory: Path) -> Path:

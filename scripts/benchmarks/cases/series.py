@@ -106,7 +106,7 @@ def _rclone(bench: Bench, server: Server, data: Path, ours: Sequence[float]) -> 
     return row.at_most(0.1) if row.theirs else row
 
 
-def _downloaded(bench: Bench, server: Server, data: Path, one: peers.Downloader, ours: Sequence[float]) -> Row:
+def _downloaded(bench: Bench, server: Server, data: Path, one: peers.Transferrer, ours: Sequence[float]) -> Row:
     """Time a downloader on the same session. Except in a quick run, a first download fills the replica."""
     row = Row("series", f"the same{wire(server)}", ours, one.name, [], "")
     out = bench.directory / "copy"

@@ -59,7 +59,7 @@ def _into(out: Path, command: str, env: dict[str, str] | None = None) -> float:
     return rig.shell(command, env, timeout=PATIENCE)
 
 
-def _peer(bench: Bench, server: Server, data: Path, one: peers.Downloader, ours: list[float]) -> Row:
+def _peer(bench: Bench, server: Server, data: Path, one: peers.Transferrer, ours: list[float]) -> Row:
     row = Row("download", f"the same{wire(server)}", ours, one.name, [], "less than 1")
     out = bench.directory / "copy"
     try:
@@ -94,8 +94,8 @@ def upload(bench: Bench) -> list[Row]:
 
 def _uploaded(bench: Bench, folder: Path, packed: Path, what: str, tls: bool) -> list[Row]:
     """Time uploads beside a zip sent by curl, which stays open for more files, and beside one that is committed."""
-    ours, theirs, committed = [], [], []
-    right = True
+    ours, theirs, committed, peer = [], [], [], []
+    right, notes = True, []
     for turn in range(bench.times):
         with bench.server(bench.many(100, 100), delay=DELAY, paced=True, tls=tls) as server:
             env = rig.login(server, bench.directory / "uploader")
@@ -113,9 +113,18 @@ def _uploaded(bench: Bench, folder: Path, packed: Path, what: str, tls: bool) ->
             took, said = rig.output(command, env, timeout=PATIENCE)
             ours.append(took)
             right &= f'"sent": {len(list(folder.iterdir()))}' in said
+            try:
+                words, env = peers.UPLOADER.command(bench.directory, server)
+                os.sync()
+                peer.append(rig.shell(words.format(folder, f"PEERS{turn}"), env, timeout=PATIENCE))
+            except NotToBeHad as why:
+                notes = [f"{peers.UPLOADER.name}: {why}"]
     what += wire(server)
     rows = [
         Row("upload", what, ours, "`curl` of one zip that is there", theirs, "at most 1.3"),
         Row("upload", "the same", ours, "`curl`, and the commit that ends the upload", committed, "at most 1.3"),
     ]
-    return [row.at_most(1.3).require(right) for row in rows]
+    beside = Row("upload", "the same", ours, peers.UPLOADER.name, peer, "less than 1", notes=notes)
+    if peer:
+        beside.require(beside.ratio < 1)
+    return [*(row.at_most(1.3).require(right) for row in rows), beside]

@@ -62,7 +62,8 @@ def parse_selection(context: Context) -> PrearchiveSelection:
     if len(place) == 3:
         return PrearchiveSelection(owner_of(place[0]), place[2], place[1])
     if place:
-        raise ConfigError(f"give PROJECT TIMESTAMP SESSION, or --project and --session NAME, not {' '.join(arguments.place)}")
+        given = " ".join(arguments.place)
+        raise ConfigError(f"give PROJECT TIMESTAMP SESSION, or --project and --session NAME, not {given}")
     is_all_ready = getattr(arguments, "all_ready", False)
     if not arguments.session and not is_all_ready:
         raise ConfigError("which session? Give PROJECT TIMESTAMP SESSION, or --project and --session")

@@ -32,7 +32,15 @@ from xnatfs.cli.lookup.choose import (
     wanted_scans,
     whole_sessions,
 )
-from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, counted, human_size, print_lines, print_message, print_structured
+from xnatfs.cli.output import (
+    STRUCTURED_FORMATS,
+    Cells,
+    counted,
+    human_size,
+    print_lines,
+    print_message,
+    print_structured,
+)
 from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFound, NothingMatches
 
 # What copies is imported by the commands that copy: completion and all other commands start without it.
