@@ -197,10 +197,13 @@ class Paused(Stopped):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", self.stage.server.port))
         self.began = time.monotonic()
-        threading.Timer(PAUSE, self.stage.server.start).start()
+        self.timer = threading.Timer(PAUSE, self.stage.server.start)
+        self.timer.start()
 
     def end(self) -> None:
         self.seconds = time.monotonic() - self.began
+        self.timer.cancel()  # else it may start the server of the next cell
+        self.timer.join()
         self.stage.server.start()
 
     def met(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xnatfs.cli import options
+from xnatfs.cli import options, output
 from xnatfs.cli.ctl.command import PARTIAL, Command, Context, project_option
 from xnatfs.cli.ctl.experiments import (
     check_has_scans,
@@ -32,15 +32,7 @@ from xnatfs.cli.lookup.choose import (
     wanted_scans,
     whole_sessions,
 )
-from xnatfs.cli.output import (
-    STRUCTURED_FORMATS,
-    Cells,
-    counted,
-    human_size,
-    print_lines,
-    print_message,
-    print_structured,
-)
+from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, human_size, print_lines, print_message, print_structured
 from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFound, NothingMatches
 
 # What copies is imported by the commands that copy: completion and all other commands start without it.
@@ -162,7 +154,7 @@ async def _download_each(context: Context, sessions: Sequence[str]) -> int:
         done = sum(status == 0 and summary.get("status") != "skipped" for status, summary in outcomes)
         verb = "Listed" if arguments.dry_run else "Verified" if arguments.verify else "Downloaded"
         files, size = (sum(summary.get(key, 0) for _, summary in outcomes) for key in ("files", "bytes"))
-        context.note(f"{verb} {done} of {len(sessions)} sessions: {counted(files, 'file')}, {human_size(size)}")
+        context.note(f"{verb} {done} of {len(sessions)} sessions: {output.counted(files, 'file')}, {human_size(size)}")
     return _report(context, outcomes)
 
 
@@ -257,7 +249,7 @@ async def _copy(
         sizes = [each.file.files.catalogue.size(each.file.place) for each in planned.files]
         least = "at least " if None in sizes else ""
         size = sum(filter(None, sizes))
-        context.note(f"{counted(len(sizes), 'file')}, {least}{human_size(size)}")
+        context.note(f"{output.counted(len(sizes), 'file')}, {least}{human_size(size)}")
         return DownloadReport(len(planned.files), size=size)
     if arguments.verify:
         return await transfer.verify(planned.files, out, owner)
@@ -330,18 +322,16 @@ def _tell(
     exit_status = 0 if done else PARTIAL if some else 1
     if context.arguments.dry_run:
         return exit_status, {"files": report.files, "bytes": report.size}
-    what = f"{counted(report.files, 'file')} ({human_size(report.size)})"
+    what = f"{output.counted(report.files, 'file')} ({human_size(report.size)})"
     if context.arguments.verify:
         context.note(f"Verified {what} in {out}")
     elif report.copied == 0 and done:
         context.note(f"Up to date: {what} in {out}")
     else:
         there = f", {report.up_to_date} were there already" if report.up_to_date else ""
-        files = f"{report.copied} of {counted(len(plan.files), 'file')}"
-        context.note(f"Downloaded {files} to {out} in {report.seconds:.1f} s{there}")
+        context.note(f"Downloaded {report.copied} of {len(plan.files)} files to {out} in {report.seconds:.1f} s{there}")
     if report.unverified:
-        files = counted(report.unverified, "file")
-        context.note(f"{files} without a digest on the server: only their length is known to be right")
+        context.note(f"{output.counted(report.unverified, 'file')} without a digest: only the length was compared")
     status = "success" if done else "partial" if some else "failed"
     return exit_status, _summary(context, report, operation, owner, out, status)
 
