@@ -25,7 +25,6 @@ from tests.support.failing import OWN_MOUNTS
 from tests.support.mounting import SCRIPTS, WALK, Mount, daemons, end, environment, mounted_file_system, mounting, run
 from xnatfs.content.blob import SMALL_FILE_BYTES as SMALL
 from xnatfs.demo.archive.model import Archive
-from xnatfs.fuse.mount import READ_AHEAD_KB
 
 pytestmark = pytest.mark.fuse
 
@@ -579,34 +578,18 @@ library = ctypes.CDLL(None)
 library.mallinfo2.restype = Info
 if "ours" in sys.argv:
     give_memory_back()
-bytearray(8 * 2**20)  # and let go
+bytearray(4 * 2**20)  # and let go
 before = library.mallinfo2().hblkhd
-held = bytearray(int(sys.argv[2]))
+held = bytearray(2**20)
 print(library.mallinfo2().hblkhd - before)
 """
 
 
-@pytest.mark.parametrize(
-    ("word", "size", "own"), [("ours", 3 * 2**20, True), ("ours", 2**20, False), ("as it is", 3 * 2**20, False)]
-)
-def test_the_memory_of_a_large_buffer_is_its_own_and_goes_back_with_it(word, size, own):
-    """Check glibc's mallinfo2(3) for the bytes in pages that malloc has requested one by one.
-
-    The reply to the largest READ, of 1 MiB, is among those whose memory is used again.
-    """
-    command = [sys.executable, "-c", OWN_PAGES, word, str(size)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (int(done.stdout) >= size) is own
-
-
-def test_the_kernel_reads_ahead_as_much_as_it_may_request_at_once(demo, tmp_path):
-    """Check it on a mount that has just begun: the answer to INIT sets it to 128 KiB."""
-    with mounting(demo.url, tmp_path, **demo.login) as mount:
-        device = os.stat(mount.path).st_dev
-        setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
-        if not os.access(setting, os.W_OK):
-            pytest.skip("only root may set the read-ahead of a mount")
-        assert int(setting.read_text()) == READ_AHEAD_KB
+@pytest.mark.parametrize(("word", "own"), [("ours", True), ("as it is", False)])
+def test_the_memory_of_a_buffer_is_its_own_and_goes_back_with_it(word, own):
+    """Check glibc's mallinfo2(3) for the bytes in pages that malloc has requested one by one."""
+    done = subprocess.run([sys.executable, "-c", OWN_PAGES, word], capture_output=True, text=True, check=True)
+    assert (int(done.stdout) >= 2**20) is own
 
 
 def test_umount_ends_the_daemon_although_another_namespace_holds_the_mount(demo, tmp_path):

@@ -75,11 +75,6 @@ class Operations(pyfuse3.Operations):
         self._forgetting: set[InodeT] = set()
         self.errors = ErrorLog()
         self.served_bytes = 0
-        self.started = trio.Event()  # the kernel has sent its first request, INIT
-
-    def init(self) -> None:
-        """Note that the kernel has sent INIT. pyfuse3 calls this before it replies, without awaiting in between."""
-        self.started.set()
 
     def counters(self) -> dict[str, int]:
         """Count what the kernel has open, and the nodes it remembers."""
