@@ -2,8 +2,8 @@
 
 A request costs a round trip, and a series has hundreds of files. So the third file of a resource that is opened starts
 its tar, in whatever order they are read. Members go into the content cache as they arrive, verified like any other
-download. A reader waits for the member of its file, as long as the tar moves and for MEMBER_WAIT_SECONDS at most; then
-its file is requested singly, while the tar goes on. The resources that follow in a session are begun before they are
+download. A reader waits for the member of its file, as long as `prefetch/series_tar.py` says; then its file is
+requested singly, while the tar goes on. The resources that follow in a session are begun before they are
 opened.
 
 `prefetch/read_pattern.py` bounds what is fetched ahead. Beyond the bound the stream pauses, and the network applies its
