@@ -1,6 +1,7 @@
 """Test opening, small files, identity and failures in the content cache."""
 
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,6 +10,7 @@ import trio
 import trio.testing
 
 from tests.support.content_fakes import (
+    BIG,
     LIMIT,
     SMALL,
     FakeSource,
@@ -37,6 +39,32 @@ async def test_a_small_file_is_read_as_it_is(tmp_path):
         assert await blob.read(len(SMALL), 1) == b""
         assert await blob.read(len(SMALL) + 7, 1) == b""
         assert blob.complete
+        blob.close()
+
+
+@pytest.mark.parametrize("data", [SMALL, BIG, b""])
+async def test_it_is_read_into_a_buffer(data, tmp_path, patient_clock):
+    """Fill the buffer as far as the file goes, whether memory or a file has the bytes, and nothing behind it."""
+    size = len(data)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(data), FakeSource(data))
+        for place in (0, size // 2, max(size - 5, 0), size, size + 7):
+            memory = bytearray(b"-" * 1000)
+            part = await blob.read_into(memoryview(memory)[:900], place)
+            assert part == data[place : place + 900]
+            assert memory in (b"-" * 1000, bytes(part) + b"-" * (1000 - len(part)))
+        blob.close()
+
+
+async def test_a_cached_copy_that_was_cut_short_fills_no_buffer(tmp_path, patient_clock):
+    """Report it as `read` does."""
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(BIG), FakeSource(BIG))
+        await blob.verdict()
+        os.truncate(f"/proc/self/fd/{blob.fd}", 10)
+        for reading in (blob.read(0, 11), blob.read_into(memoryview(bytearray(11)), 0)):
+            with pytest.raises(CacheError, match="another program cut its cached copy short; open it again"):
+                await reading
         blob.close()
 
 

@@ -72,7 +72,7 @@ async def list_names(ops: Operations) -> None:
 async def content(ops: Operations, inode: InodeT) -> bytes:
     opened_file = await ops.open(inode, READ, CONTEXT)
     try:
-        return await ops.read(opened_file.fh, 0, 1000)
+        return bytes(await ops.read(opened_file.fh, 0, 1000))
     finally:
         await ops.release(opened_file.fh)
 
@@ -136,7 +136,7 @@ async def test_an_open_file_ends_with_the_access_to_its_data(tmp_path, autojump_
         found = await ops.lookup(ROOT, NAME, CONTEXT)
         handle = (await ops.open(found.st_ino, READ, CONTEXT)).fh
         made.data = error
-        assert await ops.read(handle, 0, 3) == b"fir"
+        assert bytes(await ops.read(handle, 0, 3)) == b"fir"
         await trio.sleep(120)
         with pytest.raises(pyfuse3.FUSEError) as caught:
             await ops.read(handle, 3, 3)

@@ -77,6 +77,24 @@ class Blob:
 
         Raises XnatError: what the download failed with, or that the cached copy was cut short.
         """
+        return self._read_present(offset, await self._received(offset, length))
+
+    async def read_into(self, buffer: memoryview, offset: int) -> memoryview:
+        """Return bytes as `read` does, as many as a buffer has room for, in a part of it or of the blob's own memory.
+
+        A reply to READ has up to 1 MiB, whose pages would be mapped and given back with each, were it a new object:
+        three times the time of a read from the cache.
+        """
+        end = await self._received(offset, len(buffer))
+        if self.memory is not None:
+            return memoryview(self.memory)[offset:end]
+        part = buffer[: max(end - offset, 0)]
+        if part and os.preadv(self.fd, (part,), offset) != len(part):
+            raise self._cut_short()
+        return part
+
+    async def _received(self, offset: int, length: int) -> int:
+        """Wait for the bytes of a range, and return its end, at most that of the file."""
         self._raise_failure()
         end = min(offset + length, self.size)
         if not self.complete and (offset < end or self.size == 0):
@@ -84,7 +102,7 @@ class Blob:
             await self._wait(offset, end, lambda: self._is_servable(offset, end))
             if not self.complete:
                 self.served.add(offset, end)
-        return self._read_present(offset, end)
+        return end
 
     def read_now(self, offset: int, length: int) -> bytes | None:
         """Return the bytes of a range as `read` does if the file is complete, else None. It may run in any thread."""
@@ -97,8 +115,11 @@ class Blob:
             return self.memory[offset:end]
         data = os.pread(self.fd, end - offset, offset)
         if len(data) != end - offset:
-            raise CacheError(f"{self.key}: another program cut its cached copy short; open it again")
+            raise self._cut_short()
         return data
+
+    def _cut_short(self) -> CacheError:
+        return CacheError(f"{self.key}: another program cut its cached copy short; open it again")
 
     async def verdict(self) -> None:
         """Wait until the whole file has been received and verified. Raises what a read raises."""

@@ -211,6 +211,8 @@ class Writer:
                 os.close(fd)
 
     def _hash_file(self, fd: int, end: int) -> None:
-        while data := os.pread(fd, min(HASH_PIECE_BYTES, end - self._hashed), self._hashed):
-            self._hash.update(data)
-            self._hashed += len(data)
+        # One buffer for all pieces: each new one would have its pages mapped and given back.
+        buffer = memoryview(bytearray(min(HASH_PIECE_BYTES, end - self._hashed)))
+        while size := os.preadv(fd, (buffer[: end - self._hashed],), self._hashed):
+            self._hash.update(buffer[:size])
+            self._hashed += size

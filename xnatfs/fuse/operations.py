@@ -75,6 +75,12 @@ class Operations(pyfuse3.Operations):
         self._forgetting: set[InodeT] = set()
         self.errors = ErrorLog()
         self.served_bytes = 0
+        self._buffer = memoryview(b"")
+        self.started = trio.Event()  # the kernel has sent its first request, INIT
+
+    def init(self) -> None:
+        """Note that the kernel has sent INIT. pyfuse3 calls this before it replies, without awaiting in between."""
+        self.started.set()
 
     def counters(self) -> dict[str, int]:
         """Count what the kernel has open, and the nodes it remembers."""
@@ -284,13 +290,16 @@ class Operations(pyfuse3.Operations):
                 self._store(inode, 0, blob.memory)
 
     @handler
-    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+    async def read(self, fh: FileHandleT, off: int, size: int) -> memoryview:  # type: ignore[override]
+        """Reply from one buffer for all reads: pyfuse3 passes it on to the kernel before another task can run."""
         blob, permit, known, pages = self._files[fh]
         pages.suspect = False
         if permit.until <= now():
             await self._permitted(permit, known.inode)
         try:
-            data = await blob.read(off, size)
+            if size > len(self._buffer):
+                self._buffer = memoryview(bytearray(size))
+            data = await blob.read_into(self._buffer[:size], off)
         except NotFound as error:  # read(2) knows no such answer of what is open
             raise Stale(f"it no longer exists: {error}") from error
         self.served_bytes += len(data)

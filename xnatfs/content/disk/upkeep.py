@@ -78,8 +78,8 @@ class Upkeep:
 
 def _md5(descriptor: int) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    offset = 0
-    while data := os.pread(descriptor, HASHED_BYTES, offset):
-        digest.update(data)
-        offset += len(data)
+    offset, buffer = 0, memoryview(bytearray(HASHED_BYTES))
+    while size := os.preadv(descriptor, (buffer,), offset):
+        digest.update(buffer[:size])
+        offset += size
     return digest.hexdigest()
