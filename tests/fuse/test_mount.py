@@ -25,6 +25,7 @@ from tests.support.failing import OWN_MOUNTS
 from tests.support.mounting import SCRIPTS, WALK, Mount, daemons, end, environment, mounted_file_system, mounting, run
 from xnatfs.content.blob import SMALL_FILE_BYTES as SMALL
 from xnatfs.demo.archive.model import Archive
+from xnatfs.fuse.mount import READ_AHEAD_KB
 
 pytestmark = pytest.mark.fuse
 
@@ -590,6 +591,16 @@ def test_the_memory_of_a_buffer_is_its_own_and_goes_back_with_it(word, own):
     """Check glibc's mallinfo2(3) for the bytes in pages that malloc has requested one by one."""
     done = subprocess.run([sys.executable, "-c", OWN_PAGES, word], capture_output=True, text=True, check=True)
     assert (int(done.stdout) >= 2**20) is own
+
+
+def test_the_kernel_reads_ahead_as_much_as_it_may_request_at_once(demo, tmp_path):
+    """Check it on a mount that has just begun: the answer to INIT sets it to 128 KiB."""
+    with mounting(demo.url, tmp_path, **demo.login) as mount:
+        device = os.stat(mount.path).st_dev
+        setting = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        if not os.access(setting, os.W_OK):
+            pytest.skip("only root may set the read-ahead of a mount")
+        assert int(setting.read_text()) == READ_AHEAD_KB
 
 
 def test_umount_ends_the_daemon_although_another_namespace_holds_the_mount(demo, tmp_path):

@@ -134,7 +134,7 @@ async def _serve(
             nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations), reload)
             if options.fuse_fd is None:  # of an exec there may be many on one mountpoint
                 nursery.start_soon(control_mount, site, operations, config, options.mountpoint)
-            nursery.start_soon(_when_running, ready, options.mountpoint)
+            nursery.start_soon(_when_running, operations, ready, options.mountpoint)
             await pyfuse3.main(max_tasks=MOST_REQUESTS)
             nursery.cancel_scope.cancel()
     finally:
@@ -244,9 +244,9 @@ async def _reload(site: Site, find: Callable[[], Credentials | None]) -> None:
     notify("READY=1")
 
 
-async def _when_running(ready: Callable[[], None], mountpoint: Path) -> None:
-    """Call `ready` after a checkpoint: pyfuse3.main has begun to read requests by then."""
-    await trio.lowlevel.checkpoint()
+async def _when_running(operations: Operations, ready: Callable[[], None], mountpoint: Path) -> None:
+    """Call `ready` once INIT is answered. By its answer the kernel sets the read-ahead, so ours is set after it."""
+    await operations.started.wait()
     _read_ahead(mountpoint)
     ready()
 
