@@ -7,13 +7,13 @@ import pyfuse3
 from pyfuse3 import FileNameT, InodeT
 
 from xnatfs.fuse.inodes import Known
-from xnatfs.tree.node import Children
+from xnatfs.tree.node import Children, Node
 
-# Entries of directories that are cached, at 370 bytes each (measured): 20 series of a thousand images.
+# Entries of directories that are cached, at some 380 bytes each: 20 series of a thousand images.
 MOST_ENTRIES = 20_000
 
-# A name as the kernel wants it, its attributes, and the inode that they are of.
-EntryReply = tuple[FileNameT, pyfuse3.EntryAttributes, Known]
+# A name as the kernel wants it, its attributes, the inode that they are of, and the node of the listing.
+EntryReply = tuple[FileNameT, pyfuse3.EntryAttributes, Known, Node]
 
 
 class DirListing:

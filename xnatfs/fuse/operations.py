@@ -199,22 +199,23 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, DOTS[place], listing.dots[place], place + 1):
                 return
         first, behind = max(start_id - len(DOTS), 0), len(DOTS) + 1
-        for place in range(first, len(listing.nodes)):
-            node, reply = listing.nodes[place], listing.replies[place]
-            if reply is None or not self.inodes.is_current(reply[2], node):
+        inodes, replies = self.inodes, listing.replies
+        for place in range(first, len(replies)):
+            reply = replies[place]
+            if reply is None or not inodes.is_current(reply[2], reply[3]):
                 try:
-                    reply = await self._reply(listing, place, node)
+                    reply = await self._reply(listing, place, listing.nodes[place])
                 except Exception:
                     if place == first:
                         raise
                     return  # an error would take back what was answered; the next call, which begins here, meets it
-            name, attributes, known = reply
+            name, attributes, known, node = reply
             attributes.entry_timeout = attributes.attr_timeout = (
                 timeout if not node.is_generated else seconds_left(node.shown_until())
             )
             if not pyfuse3.readdir_reply(token, name, attributes, place + behind):
                 return
-            self.inodes.refer(known, node)
+            inodes.refer(known, node)
 
     async def _reply(self, listing: DirListing, place: int, node: Node) -> EntryReply:
         """Make a reply. Nothing awaits between finding the number and the reply: another could get it meanwhile."""
@@ -225,7 +226,7 @@ class Operations(pyfuse3.Operations):
             await measure(each for each in following if not each.is_generated)
         known = self.inodes.known(node)
         shown = node if node is known.node else known.newest(node)
-        reply = (FileNameT(encode(node.name)), self._attributes(shown, known.inode, 0.0), known)
+        reply = (FileNameT(encode(node.name)), self._attributes(shown, known.inode, 0.0), known, node)
         if listing.keep and not node.is_generated:
             listing.replies[place] = reply
         return reply
