@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from urllib.parse import urlsplit
 
 from scripts.benchmarks import archives, link, rig
-from scripts.benchmarks.cases.bench import Bench
+from scripts.benchmarks.cases.bench import Bench, wire
 from scripts.benchmarks.report import Row
 from scripts.benchmarks.site import Server
 
@@ -31,6 +31,10 @@ def nodes(bench: Bench) -> list[Row]:
 
     Each node is in a network namespace, with a cache and a link of its own.
     """
+    return [row for tls in bench.wires for row in _nodes(bench, tls)]
+
+
+def _nodes(bench: Bench, tls: bool) -> list[Row]:
     data = archives.small(bench.directory, 60 if bench.quick else 300, 130_000)
     session = archives.session(data)
     truth = archives.contents(session / "scans")
@@ -42,12 +46,12 @@ def nodes(bench: Bench) -> list[Row]:
         right = True
         for _ in range(bench.times):
             for is_shared in (False, True):
-                with bench.server(data, delay=DELAY_SECONDS, paced=True) as server:
+                with bench.server(data, delay=DELAY_SECONDS, paced=True, tls=tls) as server:
                     right &= _run(bench, server, folder, is_shared, first, truth)
                     served = sum(request.sent for request in server.requests() if request.data)
                     sent[is_shared].append(served / size)
-        row = Row("nodes", f"{NODES} nodes read {len(truth)} files, {what}: bytes served, of those of the files",
-                  sent[True], "without the shared store", sent[False], "at most 1.1", "")  # fmt: skip
+        title = f"{NODES} nodes read {len(truth)} files, {what}{wire(server)}: bytes served, of those of the files"
+        row = Row("nodes", title, sent[True], "without the shared store", sent[False], "at most 1.1", "")
         rows.append(row.require(max(row.ours) <= 1.1).require(right, "wrong bytes"))
     return rows
 
