@@ -75,3 +75,11 @@ def test_a_command_imports_the_commands_of_its_noun_only(tmp_path):
 def test_the_help_of_the_program_has_every_command():
     assert {command.noun or command.verb for command in commands()} == NOUNS.keys()
     assert {command.verb: command.help for command in commands() if not command.noun}.items() <= NOUNS.items()
+
+
+def test_a_mount_imports_no_view_before_it_is_looked_at(tmp_path):
+    """Import what a mount needs as its daemon does: each module takes time before the mount answers."""
+    program = "import sys; sys.modules['httpx._main'] = None; import xnatfs.fuse.mount; print(*sys.modules, sep='\\n')"
+    found = set(run(sys.executable, "-c", program, env=environment(tmp_path)).stdout.splitlines())
+    assert "xnatfs.tree.projects" in found
+    assert [name for name in found if name.startswith(("xnatfs.tree.bids", "xnatfs.demo")) or name == "html"] == []

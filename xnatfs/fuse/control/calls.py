@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -12,7 +13,6 @@ from xnatfs.common.tasks import background
 from xnatfs.fuse.control.places import content_version, files_below, find, split
 from xnatfs.fuse.control.protocol import LOG_LEVELS, Message
 from xnatfs.fuse.control.reasons import explain
-from xnatfs.fuse.control.refresh import Refresher
 from xnatfs.fuse.control.rows import fresh_rows
 from xnatfs.fuse.control.server import Call, Report, serve_control
 from xnatfs.fuse.control.status import Status
@@ -22,6 +22,9 @@ from xnatfs.fuse.mountpoint import control_socket
 from xnatfs.fuse.operations import Operations
 from xnatfs.settings.config import Config
 from xnatfs.site import Site
+
+if TYPE_CHECKING:
+    from xnatfs.fuse.control.refresh import Refresher
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +44,17 @@ class Control:
         self, site: Site, operations: Operations, config: Config, mountpoint: Path, nursery: trio.Nursery
     ) -> None:
         self.status = Status(site, operations, config, mountpoint)
-        self.refresher = Refresher(site, operations, mountpoint, nursery)
         self._config = config
         self._site = site
         self._operations = operations
+        self._mountpoint = mountpoint
+        self._nursery = nursery
+
+    @cached_property
+    def refresher(self) -> "Refresher":
+        from xnatfs.fuse.control.refresh import Refresher  # it knows every view, also those that are not used
+
+        return Refresher(self._site, self._operations, self._mountpoint, self._nursery)
 
     def calls(self) -> Mapping[str, Call]:
         """Return every call by its name."""
