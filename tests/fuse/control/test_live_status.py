@@ -20,7 +20,7 @@ import pytest
 from tests.support.demos import Demo
 from tests.support.failing import AS_STRANGER
 from tests.support.mounting import SCRIPTS, Mount, daemons, environment, mounting, run
-from xnatfs.cli.control.render import duration, text_lines
+from xnatfs.cli.control.render import duration, metrics, text_lines
 from xnatfs.cli.control.watch import picture
 from xnatfs.cli.output import display_width, human_size
 
@@ -266,6 +266,15 @@ def test_the_live_view_fits_its_terminal(columns):
     ):
         assert said in text, said
     assert "\x1b" not in text
+
+
+def test_the_state_of_a_mount_of_an_earlier_version_is_shown():
+    """Leave out what it does not report: new keys do not change the version of the protocol."""
+    state = example()
+    del state["cache"]["shared_hits"]
+    text = "\n".join(text_lines(state, 80))
+    assert "hits 50%, 1 listing" in text
+    assert not [line for line in metrics([state]) if line.startswith("xnatfs_cache_shared_hits_total{")]
 
 
 def test_the_live_view_is_renewed_until_it_is_interrupted(mount):

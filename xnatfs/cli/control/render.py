@@ -140,7 +140,8 @@ def _bytes(amounts: State, rates: State) -> str:
 def _cache(cache: State) -> Iterator[tuple[str, str]]:
     used, limit = cache["used_bytes"], cache["limit_bytes"]
     hits = "" if cache["hit_ratio"] is None else f", hits {cache['hit_ratio']:.0%}"
-    shared = f", {counted(cache['shared_hits'], 'file')} from the shared directory" if cache["shared_hits"] else ""
+    shared_hits = cache.get("shared_hits")  # a mount of an earlier version does not report it
+    shared = f", {counted(shared_hits, 'file')} from the shared directory" if shared_hits else ""
     yield "cache", f"{human_size(used)} of {human_size(limit)}{hits}{shared}, {counted(cache['listings'], 'listing')}"
     if cache["read_ahead_bytes"]:
         unused = f"{cache['read_ahead_waste']:.0%} of it not used"
