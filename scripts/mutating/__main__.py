@@ -36,7 +36,12 @@ GROUPS = {
     ),
     "client": (
         [f"xnatfs/rest/{name}.py" for name in ("client", "contents", "lists", "urls")],
-        ["tests/rest/test_client.py", "tests/rest/test_client_requests.py"],
+        [
+            *("tests/rest/test_client.py", "tests/rest/test_client_requests.py", "tests/rest/test_site_lists.py"),
+            *("tests/prefetch/test_session_listings.py", "tests/listings/test_server_listings.py"),
+            *("tests/tree/test_tree.py", "tests/tree/test_prearchive.py", "tests/tree/bids/test_view.py"),
+            *("tests/tree/metadata/test_project_tables.py", "tests/tree/metadata/test_session_files.py"),
+        ],
     ),
     "auth": (
         [f"xnatfs/http/{name}.py" for name in ("login", "login_request", "replies")],

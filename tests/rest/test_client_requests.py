@@ -772,16 +772,17 @@ async def test_content_may_be_of_any_type_and_says_where_it_broke_off(begin):
 
 
 async def test_a_file_by_its_place_says_what_it_is():
-    headers = {"content-length": "2500", "last-modified": MODIFIED}
+    headers = {"content-length": "2500", "last-modified": MODIFIED, "etag": '"v1"'}
     server = Server(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(b"x" * 2500))))
     async with connected(server) as xnat:
         async with xnat.indexed(("experiments", "E/1"), 7) as (download, _):
             assert (download.start, download.size, download.modified, download.into) == (0, 2500, MODIFIED, None)
+            assert (download.validator, download.framed) == ('"v1"', True)
             assert [len(chunk) async for chunk in download.chunks] == [1000, 1000, 500]
     server.answer = lambda request: httpx.Response(200, stream=Pieces(b""))
     async with connected(server) as xnat:
         async with xnat.indexed(("experiments", "E/1"), 7) as (download, _):
-            assert (download.size, download.modified) == (None, "")
+            assert (download.size, download.modified, download.validator, download.framed) == (None, "", "", False)
     assert asked(server) == ["GET /site/data/experiments/E%2F1/files?index=7"] * 2
 
 
@@ -817,6 +818,34 @@ async def test_so_many_are_under_way_at_once(autojump_clock, method, most, size)
     is_download = method.__code__.co_names[:2] == ("_whole", "download")
     large = size == LONG_FILE_BYTES + 1 and is_download
     assert highest == (LONG_DOWNLOADS if large else most)
+
+
+async def test_large_files_and_archives_leave_room_for_small_files():
+    """Wait for one of the requests that take long, whatever they are of."""
+    begun: list[str] = []
+    server = Server()
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        if "JSESSION" in str(request.url):
+            return server(request)
+        begun.append(request.url.path)
+        await trio.sleep_forever()
+        raise AssertionError
+
+    large = FileRow("34", "x", LONG_FILE_BYTES + 1, "", "", "", 0)
+    async with open_xnat(Config(URL), Credentials("u", "p"), Wire(handle)) as xnat, trio.open_nursery() as nursery:
+        await xnat.log_in()
+        for opened in [xnat.archive(ITEM, "7") for _ in range(LONG_REQUESTS - 1)]:
+            nursery.start_soon(_whole, opened)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(2):
+            nursery.start_soon(_whole, xnat.download(ITEM, large))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(begun) == LONG_REQUESTS
+        nursery.start_soon(_whole, xnat.download(ITEM, FILE))
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(begun) == LONG_REQUESTS + 1
+        nursery.cancel_scope.cancel()
 
 
 async def _read(opened: Any) -> None:

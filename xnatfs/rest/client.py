@@ -305,14 +305,14 @@ class Xnat(Contents):
         """
         if form is not None:
             body, headers = urlencode(form).encode(), {"Content-Type": "application/x-www-form-urlencoded"}
-        request = HttpRequest(method, path, "any", params or {}, headers or {}, body, is_change=True)
-        said = ""
+        request = HttpRequest(method, path, params=params or {}, headers=headers or {}, body=body, is_change=True)
+        texts = [path]
         try:
             answer = await self._transport.change(request)
-            said = f"{answer.location}\n{answer.text}"
+            texts += [answer.location, answer.text]
             return answer
         finally:  # an error may come of a change that was made
-            self.changed.note(path, said, parameters=[*(params or {}).items(), *(form or {}).items()])
+            self.changed.note(*texts, parameters=[*(params or {}).items(), *(form or {}).items()])
 
     async def prearchive(self, project: str = "") -> list[PrearchiveSession]:
         """List the sessions in the prearchive of a project, or of all projects that the account may edit."""
