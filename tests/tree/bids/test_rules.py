@@ -71,12 +71,20 @@ def test_the_rules_are_those_of_the_schema():
     assert bids_schema.TARGET.read_text() == bids_schema.text(), "run python -m scripts.bids_schema"
 
 
+def test_no_two_suffixes_differ_in_case_alone():
+    """Check the schema: `parse` would take one for the other."""
+    suffixes = {suffix for group in json.loads(bids_schema.text())["groups"] for suffix in group["suffixes"]}
+    assert len({suffix.lower() for suffix in suffixes}) == len(suffixes) > 0
+
+
 @pytest.mark.parametrize(
     ("text", "path"),
     [
         ("T1w", "anat/T1w"),
         ("t1w", "anat/T1w"),
         ("acq-3D SPGR_T1w", "anat/acq-3DSPGR_T1w"),
+        ("acq-a-b_T1w", "anat/acq-ab_T1w"),
+        ("sub-1/anat/acq-a_T1w", "anat/acq-a_T1w"),
         ("task-rest_bold", "func/task-rest_bold"),
         ("func/task-rest_bold.nii.gz", "func/task-rest_bold"),
         ("echo-1_task-rest_run-1_bold", "func/task-rest_run-1_echo-1_bold"),
@@ -142,6 +150,19 @@ def test_labels_and_names_fit_into_a_file_name():
     assert all(len(label) <= 64 for label in found.values())
     with pytest.raises(InvalidName, match="cannot be that long"):
         BidsName("T1w", {"sub": "S", "ses": "1", "acq": "a" * 240}).resolved()
+
+
+def test_a_name_may_be_as_long_as_a_file_name():
+    """Take a stem of 248 characters, to which `.nii.gz` is added, and none of 249."""
+    entities = {"sub": "S", "acq": "a" * (248 - len("sub-S_acq-_T1w"))}
+    assert len(BidsName("T1w", entities).resolved().stem) == 248
+    with pytest.raises(InvalidName, match="cannot be that long"):
+        BidsName("T1w", {**entities, "sub": "SS"}).resolved()
+
+
+def test_an_entity_that_a_name_lacks_is_empty():
+    """Return text in any case, which is compared and sorted."""
+    assert (BidsName("T1w", {"acq": "x"}).get("acq"), BidsName("T1w").get("acq")) == ("x", "")
 
 
 @given(labels=st.lists(st.text(st.sampled_from("aAX0-_ +ä"), max_size=4), max_size=12))

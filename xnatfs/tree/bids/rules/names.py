@@ -17,9 +17,8 @@ ENTITIES: Mapping[str, Mapping[str, Any]] = _SCHEMA["entities"]
 _ORDER = {name: place for place, name in enumerate(ENTITIES)}
 _GROUPS: list[dict[str, Any]] = _SCHEMA["groups"]
 DATA_TYPES = frozenset(group["datatype"] for group in _GROUPS)
-_SUFFIXES = {suffix for group in _GROUPS for suffix in group["suffixes"]}
-# Suffixes by their lower case, where that means one: `t1w` is T1w, but `MTR` and `mtr` would be two.
-_BY_CASE = {suffix.lower(): suffix for suffix in _SUFFIXES}
+# Suffixes by their lower case, `t1w` for T1w: a test checks that no two differ in case alone.
+_BY_CASE = {suffix.lower(): suffix for group in _GROUPS for suffix in group["suffixes"]}
 
 _NOT_ALPHANUMERIC = re.compile(r"[^0-9A-Za-z]+")
 IMAGE_EXTENSIONS = (".nii.gz", ".nii")
@@ -79,8 +78,8 @@ class BidsName:
         if datatype and datatype not in DATA_TYPES:
             raise InvalidName(f"unknown data type {datatype!r}")
         *parts, last = name.split("_")
-        suffix = _BY_CASE.get(last.lower(), "") if last not in _SUFFIXES else last
-        if not suffix:
+        suffix = _BY_CASE.get(last.lower())
+        if suffix is None:
             raise InvalidName(f"unknown suffix {last!r}")
         entities: dict[str, str] = {}
         for part in parts:
