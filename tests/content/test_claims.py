@@ -123,6 +123,7 @@ def stopped_holder(path):
     try:
         assert process.stdout is not None
         process.stdout.readline()
+        os.waitpid(process.pid, os.WUNTRACED)  # until it has stopped
         yield
     finally:
         process.kill()

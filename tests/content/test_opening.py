@@ -14,6 +14,7 @@ from tests.support.content_fakes import (
     LIMIT,
     SMALL,
     FakeSource,
+    MiB,
     failure,
     is_kept,
     md5,
@@ -66,6 +67,42 @@ async def test_a_cached_copy_that_was_cut_short_fills_no_buffer(tmp_path, patien
             with pytest.raises(CacheError, match="another program cut its cached copy short; open it again"):
                 await reading
         blob.close()
+
+
+async def test_the_next_big_file_ends_the_download_of_one_that_was_closed(tmp_path, mock_clock):
+    """End it before any time passes, for the connection; a small file does not need that."""
+    first = FakeSource(BIG)
+    first.stalls[6 * MiB] = trio.Event()
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(BIG), first)
+        await blob.read(0, 10)
+        blob.close()
+        assert await read_all(cache, version(SMALL, "34/b"), FakeSource(SMALL)) == SMALL
+        assert first.running == 1
+        other = await cache.open(version(BIG, "34/c"), FakeSource(BIG))
+        await until(lambda: not first.running)
+        assert trio.current_time() == 0
+        other.close()
+
+
+async def test_the_verdict_is_there_once_all_has_arrived(tmp_path, patient_clock):
+    """Wait for all of a file; raise what it failed with, as a read does."""
+    source = FakeSource(BIG)
+    source.stalls[len(BIG) - 1] = trio.Event()
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(BIG), source)
+        with trio.move_on_after(60) as timeout:
+            await blob.verdict()
+        assert timeout.cancelled_caught
+        source.release()
+        await blob.verdict()
+        assert blob.complete
+        blob.close()
+        bad = await cache.open(version(BIG[1:], "34/b"), FakeSource(BIG[:-1]))
+        for _ in range(2):
+            with pytest.raises(BadReply, match="its MD5 is"):
+                await bad.verdict()
+        bad.close()
 
 
 async def test_an_empty_file_is_a_file(tmp_path):

@@ -317,4 +317,6 @@ def test_byte_ranges_are_a_set_of_offsets(changes):
         assert ranges.total == len(reference)
         for offset in range(70):
             assert ranges.first_missing(offset) == min(set(range(offset, 200)) - reference)
+            if offset not in reference:
+                assert ranges.start_of_gap(offset) == max({each + 1 for each in reference if each < offset} | {0})
             assert ranges.covers(offset, offset + 3) == ({offset, offset + 1, offset + 2} <= reference)

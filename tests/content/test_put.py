@@ -272,3 +272,28 @@ async def test_after_closing_nothing_is_put(tmp_path):
         pass
     await cache.put(Version("7/a", 1, ""), b"x")
     assert blobs(tmp_path) == []
+
+
+@pytest.mark.parametrize(("age", "starts"), [(None, []), (0, []), (59, []), (61, [0])])
+async def test_it_is_as_old_as_the_answer_it_came_with(age, starts, tmp_path):
+    """Ask again for a file without a digest once its answer is older than a minute, whenever it was put."""
+    source = FakeSource(SMALL)
+    async with open_cache(tmp_path, LIMIT, revalidate=60) as cache:
+        await cache.put(undigested(SMALL), SMALL, None if age is None else cache.clock() - age)
+        assert await read_all(cache, undigested(SMALL), source) == SMALL
+    assert source.starts == starts
+
+
+async def test_what_the_server_has_another_version_of_is_fetched_anew_once(tmp_path):
+    """Fetch it at the next open, and at that only; a reader that has it open goes on with its bytes."""
+    source = FakeSource(SMALL)
+    async with open_cache(tmp_path, LIMIT) as cache:
+        assert await read_all(cache, undigested(SMALL), source) == SMALL
+        reader = await cache.open(undigested(SMALL), source)
+        cache.distrust(undigested(SMALL))
+        assert await reader.read(0, 10) == SMALL[:10]
+        assert source.starts == [0]
+        for _ in range(2):
+            assert await read_all(cache, undigested(SMALL), source) == SMALL
+            assert source.starts == [0, 0]
+        reader.close()

@@ -208,7 +208,7 @@ class CacheDirectory:
             self.index.release(self.index.reserved() - names)
             for name in names:
                 with contextlib.suppress(FileNotFoundError), opened(self.partial_path(name)) as fd:
-                    if lock(fd, fcntl.LOCK_EX):
+                    if lock(fd):
                         os.unlink(self.partial_path(name))
                         self.index.release([name])
 
@@ -284,7 +284,7 @@ class CacheDirectory:
     def _remove(self, ident: bytes) -> bool:
         path = self.path(ident)
         with contextlib.suppress(FileNotFoundError), opened(path) as fd:
-            if not lock(fd, fcntl.LOCK_EX):
+            if not lock(fd):
                 return False
             os.unlink(path)
             self.evicted += 1
