@@ -21,7 +21,7 @@ from xnatfs.content.disk import files as files_module
 from xnatfs.content.disk.directory import SYNC_BATCH_FILES as SYNC_BATCH
 from xnatfs.content.disk.directory import CacheDirectory, open_directory
 from xnatfs.content.disk.files import is_full, opened, write_all
-from xnatfs.content.disk.index import SCHEMA_VERSION, BlobRow, Index, open_index, set_aside
+from xnatfs.content.disk.index import PINNED_USE, SCHEMA_VERSION, BlobRow, Index, is_busy, open_index, set_aside
 
 GIB = 2**30
 
@@ -226,6 +226,22 @@ def test_an_index_that_is_locked_is_not_set_aside(tmp_path, monkeypatch):
         empty.execute("ROLLBACK")
     assert not Path(f"{other}.damaged").exists()
     assert not Path(f"{path}.damaged").exists()
+
+
+@pytest.mark.parametrize(("code", "busy"), [(5, True), (517, True), (261, True), (6, False), (1, False), (None, False)])
+def test_busy_is_known_by_the_code_whatever_its_extension(code, busy):
+    """Take SQLITE_BUSY, BUSY_SNAPSHOT and BUSY_RECOVERY, and not LOCKED, which is of one connection."""
+    error = sqlite3.OperationalError("database is locked")
+    if code is not None:
+        error.sqlite_errorcode = code
+    assert is_busy(error) is busy
+
+
+def test_nothing_is_unpinned_of_nothing(index):
+    with index.transaction():
+        index.put(row(1))
+        index.touch({ident(1): PINNED_USE})
+        assert (index.unpin([], 1.0), index.unpin([ident(2)], 1.0), index.unpin([ident(1)], 1.0)) == (0, 0, 1)
 
 
 def test_what_is_set_aside_takes_no_log_with_it(tmp_path):

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -18,8 +18,9 @@ from xnatfs.content.disk.claims import CLAIM_POLL_SECONDS, LOOKS_PER_HOLDER_CHEC
 from xnatfs.content.disk.directory import INDEX_NAME, CacheDirectory, open_directory
 from xnatfs.content.disk.files import copy_range, opened
 from xnatfs.content.disk.index import Index, open_index
+from xnatfs.content.disk.store import open_or_replace
 
-WAIT_SECONDS = 0.3
+WAIT_SECONDS = 1.0
 
 
 def wait_of(index: Index) -> float:
@@ -101,6 +102,18 @@ def test_a_locked_directory_says_so(tmp_path, monkeypatch):
         monkeypatch.setattr(directory_module, "open_index", lambda path, wait: Index(path, 0.0)._begin())
         with index.transaction(), pytest.raises(CacheLocked, match=f"locked by process {os.getpid()} "):
             open_directory(tmp_path, 100, 0.0)
+
+
+def test_a_directory_that_is_locked_is_replaced(tmp_path, caplog):
+    """Wait in the other one for as long, and remove it at the end."""
+    with ExitStack() as temporary, opened(tmp_path) as fd:
+        assert lock(fd)
+        made = open_or_replace(tmp_path, 100, WAIT_SECONDS, temporary)
+        assert made.directory != tmp_path
+        assert wait_of(made.index) == WAIT_SECONDS
+        assert f"cache directory {tmp_path}: locked by process {os.getpid()} " in caplog.text
+        made.close()
+    assert not made.directory.exists()
 
 
 def test_an_opened_directory_holds_its_index_only(tmp_path):

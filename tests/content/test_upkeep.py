@@ -2,9 +2,15 @@
 
 import hashlib
 import os
+import sqlite3
 from pathlib import Path
 
+import pytest
+
 from xnatfs.content import ContentCache, Version, open_cache
+from xnatfs.content.disk import upkeep
+from xnatfs.content.disk.index import Index
+from xnatfs.content.disk.upkeep import HASHED_BYTES
 
 
 def version(number: int) -> Version:
@@ -75,3 +81,38 @@ async def test_damage_on_the_disk_is_found_and_removed(tmp_path: Path):
         await cache.upkeep.remove([version(1)])
         assert await cache.upkeep.rehash(version(1)) is None
         assert not cache.has(version(1))
+
+
+async def test_what_is_not_written_yet_is_written_first(tmp_path: Path):
+    """Pin and hash files that were put a moment ago."""
+    async with open_cache(tmp_path, 5000) as cache:
+        await cache.put(version(1), b"0001" * 250)
+        assert await cache.upkeep.pin([version(1)]) == 1
+        await cache.put(version(2), b"0002" * 250)
+        assert await cache.upkeep.rehash(version(2)) == version(2).digest
+
+
+async def test_long_files_are_hashed_in_pieces(tmp_path: Path):
+    content = os.urandom(3 * HASHED_BYTES + 7)
+    long = Version("1/1", len(content), hashlib.md5(content).hexdigest())
+    async with open_cache(tmp_path, 10 * HASHED_BYTES) as cache:
+        await cache.put(long, content)
+        assert await cache.upkeep.rehash(long) == long.digest
+
+
+async def test_many_are_pinned_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(upkeep, "LOOKED_UP_TOGETHER", 2)
+    async with open_cache(tmp_path, 10_000) as cache:
+        await fill(cache, *range(5))
+        wanted = list(map(version, (0, 9, 1, 2, 3, 4)))
+        assert (await cache.upkeep.pin(wanted), cache.upkeep.pinned_bytes(wanted)) == (5, 5000)
+
+
+async def test_an_index_in_trouble_has_no_usage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(self: Index) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async with open_cache(tmp_path, 5000) as cache:
+        await fill(cache, 1)
+        monkeypatch.setattr(Index, "usage", broken)
+        assert await cache.upkeep.usage() == {"files": 0, "pinned_files": 0, "pinned_bytes": 0}

@@ -64,7 +64,7 @@ class Elsewhere:
             OSError: The process has no descriptor left.
         """
         for folder in TEMPORARY_FOLDERS if size > MEMORY_FILE_BYTES else ():
-            with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
                 disk = os.fstatvfs(file.fileno())
                 if disk.f_bavail * disk.f_frsize >= 2 * size:
                     return Partial(uuid.uuid4().hex, os.dup(file.fileno()), size, place=FilePlace.TEMPORARY)
