@@ -1,0 +1,127 @@
+"""Test the store that machines share, as caches use it: claims, entries that fail, and what crashes left."""
+
+import errno
+import operator
+import os
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.content_fakes import BIG as LONG
+from tests.support.content_fakes import SMALL, FakeSource, read_all, until, version
+from xnatfs.content import Version, open_cache
+from xnatfs.content.disk import shared_store
+from xnatfs.content.disk.shared_store import SharedFile, SharedStore
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    made = tmp_path / "shared"
+    made.mkdir()
+    return made
+
+
+async def test_a_claim_is_waited_for_until_it_is_released_or_nothing_arrives_any_more(tmp_path):
+    looks = []
+
+    async def is_over() -> bool:
+        looks.append(os.listdir(tmp_path))
+        return len(looks) == 3
+
+    one, other = SharedStore(tmp_path), SharedStore(tmp_path)
+    async with one.turn("tar", is_over) as waited:
+        assert not waited
+        async with other.turn("tar", is_over) as waited:
+            assert waited
+        assert looks == [["tar.claim"]] * 3
+    async with other.turn("tar", is_over) as waited:
+        assert not waited
+    assert os.listdir(tmp_path) == []
+
+
+async def test_an_old_claim_is_free_and_a_store_that_is_absent_has_none(tmp_path):
+    async def is_over() -> bool:
+        return False
+
+    (tmp_path / "tar.claim").touch()
+    os.utime(tmp_path / "tar.claim", (0, 0))
+    async with SharedStore(tmp_path).turn("tar", is_over):
+        assert os.listdir(tmp_path) == ["tar.claim"]
+    assert os.listdir(tmp_path) == []
+    async with SharedStore(tmp_path / "none").turn("tar", is_over) as waited:
+        assert not waited
+
+
+async def test_a_file_that_is_longer_than_its_listing_says_is_not_shared(tmp_path):
+    (tmp_path / "shared").mkdir()
+    async with open_cache(tmp_path / "cache", 10**9, shared=tmp_path / "shared") as cache:
+        blob = await cache.open(Version("34/a", len(SMALL) - 1, version(SMALL).digest), FakeSource(SMALL))
+        assert await blob.read(0, len(SMALL)) == SMALL
+        blob.close()
+    assert os.listdir(tmp_path / "shared") == []
+
+
+@pytest.mark.parametrize("call", ["SharedStore._open", "_read"])
+async def test_a_store_that_hangs_is_as_if_absent_until_it_answers(tmp_path, monkeypatch, caplog, call):
+    answers, made = threading.Event(), operator.attrgetter(call)(shared_store)
+
+    def hang(*args: Any) -> Any:
+        answers.wait(60)
+        return made(*args)
+
+    monkeypatch.setattr(f"xnatfs.content.disk.shared_store.{call}", hang)
+    monkeypatch.setattr(shared_store, "ANSWER_SECONDS", 0.2)
+    files = [SMALL[:size] for size in (100_000, 200_000, 300_000)]
+    for data in files:
+        (tmp_path / f"{version(data).digest}-{len(data)}").write_bytes(data)
+    requested = []
+    async with open_cache(tmp_path / "cache", 10**9, shared=tmp_path) as cache:
+        for data in files:
+            if data is files[-1]:
+                monkeypatch.setattr(shared_store, "ANSWER_SECONDS", 60.0)
+                answers.set()
+                await until(lambda: not cache.shared._calls)  # type: ignore[union-attr]
+            source = FakeSource(data)
+            assert await read_all(cache, version(data), source) == data
+            requested.append(len(source.starts))
+        assert (requested, cache.counters()["shared_hits"]) == ([1, 1, 0], 1)
+    (record,) = caplog.records
+    assert "no answer" in record.getMessage()
+
+
+async def test_what_crashed_machines_left_is_removed_after_an_age(tmp_path, shared, monkeypatch):
+    monkeypatch.setattr("xnatfs.content.cache.FLUSH_SECONDS", 0.01)
+    old, new = ((f".{uuid.uuid4().hex}", f"tar-{uuid.uuid4().hex}.claim") for _ in range(2))
+    data = [uuid.uuid4().hex + "-1" for _ in range(300)]
+    for name in (*old, *new, *data):
+        (shared / name).touch()
+    for name in (*old, *data):
+        os.utime(shared / name, (0, 0))
+    async with open_cache(tmp_path / "cache", 10**9, shared=shared):
+        await until(lambda: not {*old} & {*os.listdir(shared)})
+    assert set(os.listdir(shared)) == {*new, *data}
+
+
+@pytest.mark.parametrize("harm", ["it grows", "it is cut short", "the disk is full"])
+async def test_an_entry_that_fails_while_it_is_copied_costs_a_download(tmp_path, monkeypatch, harm):
+    entry, read = tmp_path / f"{version(LONG).digest}-{len(LONG)}", shared_store._read
+    entry.write_bytes(LONG[:-1] + b"?" if harm == "it grows" else LONG)
+
+    def change(file: SharedFile, offset: int, *args: Any) -> bytes:
+        with open(entry, "r+b") as made:
+            made.truncate(len(LONG) // 2 if harm == "it is cut short" else 10**9)
+        return read(file, offset, *args)
+
+    def refuse(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    name, made = ("write_all", refuse) if harm == "the disk is full" else ("_read", change)
+    monkeypatch.setattr(shared_store, name, made)
+    async with open_cache(tmp_path / "cache", 10**9, shared=tmp_path) as cache:
+        source = FakeSource(LONG)
+        assert await read_all(cache, version(LONG), source) == LONG
+        assert (source.starts[0], cache.counters()["shared_hits"]) == (0, 0)
+        await until(lambda: cache.counters()["partials"] == 0)  # the one of the download becomes a cached file
