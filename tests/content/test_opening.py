@@ -25,6 +25,7 @@ from tests.support.content_fakes import (
 )
 from xnatfs.common.errors import BadReply, CacheError, NotFound, Unreachable
 from xnatfs.content import Blob, Body, Head, Version, open_cache
+from xnatfs.content.blob import blob_of
 
 # Small files.
 
@@ -67,6 +68,57 @@ async def test_a_cached_copy_that_was_cut_short_fills_no_buffer(tmp_path, patien
             with pytest.raises(CacheError, match="another program cut its cached copy short; open it again"):
                 await reading
         blob.close()
+
+
+async def test_a_complete_file_is_read_without_the_event_loop(tmp_path, patient_clock):
+    """Return None for one that is still arriving, and b"" behind the end."""
+    source = FakeSource(BIG)
+    source.stalls[len(BIG) - 1] = trio.Event()
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(BIG), source)
+        await blob.read(0, 10)
+        assert blob.read_now(0, 10) is None
+        assert cache.filling() == [blob]
+        source.release()
+        await blob.verdict()
+        assert blob.read_now(5, 10) == BIG[5:15]
+        assert blob.read_now(len(BIG) - 5, 10) == BIG[-5:]
+        assert blob.read_now(len(BIG), 10) == blob.read_now(len(BIG) + 1, 10) == b""
+        blob.close()
+        await until(lambda: cache.filling() == [])
+
+
+@pytest.mark.parametrize("data", [SMALL, BIG])
+async def test_an_open_file_has_a_path_of_verified_bytes(tmp_path, data, patient_clock):
+    """Wait for all of it; the descriptor keeps the file there while others are evicted."""
+    async with open_cache(tmp_path, LIMIT) as cache:
+        blob = await cache.open(version(data), FakeSource(data))
+        path, fd = await cache.open_local(blob)
+        blob.close()
+        assert path.read_bytes() == data
+        assert path.is_relative_to(tmp_path / "blobs")
+        await cache.evict(0)
+        assert path.exists()
+        os.close(fd)
+        await cache.evict(0)
+        assert not path.exists()
+
+
+async def test_a_file_without_room_in_the_directory_has_no_path(tmp_path, patient_clock):
+    async with open_cache(tmp_path, 1000) as cache:
+        assert cache.limit == 1000
+        blob = await cache.open(version(SMALL), FakeSource(SMALL))
+        with pytest.raises(CacheError, match="the cache directory has no room for it, so it has no path there"):
+            await cache.open_local(blob)
+        blob.close()
+
+
+async def test_bytes_that_need_no_download_are_a_blob():
+    blob = blob_of("key", SMALL)
+    assert (blob.key, blob.size, blob.users, blob.complete) == ("key", len(SMALL), 1, True)
+    assert await blob.read(0, 10) == blob.read_now(0, 10) == SMALL[:10]
+    blob.close()
+    assert blob.users == 0
 
 
 async def test_the_next_big_file_ends_the_download_of_one_that_was_closed(tmp_path, mock_clock):

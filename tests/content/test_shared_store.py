@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from tests.support.content_fakes import BIG as LONG
 from tests.support.content_fakes import SMALL, FakeSource, read_all, until, version
@@ -125,3 +126,83 @@ async def test_an_entry_that_fails_while_it_is_copied_costs_a_download(tmp_path,
         assert await read_all(cache, version(LONG), source) == LONG
         assert (source.starts[0], cache.counters()["shared_hits"]) == (0, 0)
         await until(lambda: cache.counters()["partials"] == 0)  # the one of the download becomes a cached file
+
+
+@pytest.mark.parametrize(("mode", "entry_mode"), [(0o700, 0o400), (0o710, 0o440), (0o711, 0o444), (0o777, 0o444)])
+async def test_an_entry_can_be_read_where_its_directory_can_be_entered(shared, tmp_path, mode, entry_mode):
+    """Name it by digest and length, and leave nothing beside it."""
+    shared.chmod(mode)
+    async with open_cache(tmp_path / "cache", 10**9, shared=shared) as cache:
+        await cache.put(version(SMALL), SMALL)
+        assert await read_all(cache, version(LONG), FakeSource(LONG)) == LONG
+    assert {path.name: path.read_bytes() for path in shared.iterdir()} == {
+        f"{version(data).digest}-{len(data)}": data for data in (SMALL, LONG)
+    }
+    assert {path.stat().st_mode & 0o777 for path in shared.iterdir()} == {entry_mode}
+
+
+async def test_another_machine_needs_no_request_and_counts_what_it_copies(shared, tmp_path):
+    other = version(b"other", "34/c")
+    async with open_cache(tmp_path / "one", 10**9, shared=shared) as cache:
+        await cache.put(version(SMALL), SMALL)
+        await cache.put(version(LONG, "34/b"), LONG)
+    async with open_cache(tmp_path / "two", 10**9, shared=shared) as cache:
+        wanted = [version(SMALL), version(LONG, "34/b"), other]
+        assert await cache.find_cached(wanted) == set()
+        assert await cache.find_available(wanted) == set(wanted[:2])
+        for each, data in zip(wanted, (SMALL, LONG), strict=False):
+            source = FakeSource(data)
+            assert await read_all(cache, each, source) == data
+            assert source.starts == []
+        assert await cache.find_available(wanted) == await cache.find_cached(wanted) == set(wanted[:2])
+        assert (cache.counters()["shared_hits"], cache.counters()["shared_poisoned"]) == (2, 0)
+    async with open_cache(tmp_path / "three", 10**9) as cache:
+        assert await cache.find_available(wanted) == set()
+
+
+async def test_many_names_are_looked_up_in_parts(shared, monkeypatch):
+    monkeypatch.setattr(shared_store, "NAMES_PER_CALL", 2)
+    files = [SMALL[:size] for size in range(1, 6)]
+    for data in files[1:]:
+        (shared / f"{version(data).digest}-{len(data)}").write_bytes(data)
+    found = await SharedStore(shared).find([version(data) for data in files])
+    assert found == {version(data) for data in files[1:]}
+
+
+@pytest.mark.parametrize("content", [SMALL[:-1] + b"?", SMALL[:-1], SMALL + b"?"])
+async def test_an_entry_of_other_content_is_removed_and_replaced(shared, tmp_path, content, caplog):
+    """Count it, and say which it was."""
+    entry = shared / f"{version(SMALL).digest}-{len(SMALL)}"
+    entry.write_bytes(content)
+    async with open_cache(tmp_path / "cache", 10**9, shared=shared) as cache:
+        source = FakeSource(SMALL)
+        assert await read_all(cache, version(SMALL), source) == SMALL
+        assert (source.starts, cache.counters()["shared_hits"]) == ([0], 0)
+        assert cache.counters()["shared_poisoned"] >= 1
+    assert f"the content of {entry} does not match its name" in caplog.text
+    assert entry.read_bytes() == SMALL
+
+
+async def test_what_neither_digest_nor_length_identifies_is_not_shared(shared, tmp_path):
+    """Keep files without a digest, or of a length that the listing does not state, to this machine."""
+    async with open_cache(tmp_path / "cache", 10**9, shared=shared) as cache:
+        for wanted in (Version("34/a", len(SMALL), ""), Version("34/b", None, version(SMALL).digest)):
+            assert await read_all(cache, wanted, FakeSource(SMALL)) == SMALL
+    assert list(shared.iterdir()) == []
+
+
+async def test_a_file_that_another_machine_fetches_is_waited_for_a_while(shared, monkeypatch):
+    """Wait until its entry is there, or for FILE_WAIT_SECONDS."""
+    one, other = SharedStore(shared), SharedStore(shared)
+    async with one.file_turn(version(SMALL)) as waited:
+        assert not waited
+        monkeypatch.setattr(shared_store, "FILE_WAIT_SECONDS", 0.1)
+        began = trio.current_time()
+        async with other.file_turn(version(SMALL)) as waited:
+            assert waited
+        assert trio.current_time() - began >= 0.1
+        (shared / f"{version(SMALL).digest}-{len(SMALL)}").write_bytes(SMALL)
+        monkeypatch.setattr(shared_store, "FILE_WAIT_SECONDS", 3600.0)
+        async with other.file_turn(version(SMALL)) as waited:
+            assert waited
+    assert [path.name for path in shared.iterdir() if path.suffix == ".claim"] == []
