@@ -307,8 +307,10 @@ class _Connection:
     def _secure(self, context: ssl.SSLContext) -> None:
         try:
             self._client = context.wrap_socket(self._client, server_side=True)
-        except ssl.SSLError as error:  # a client that does not trust us says so
-            self._server.met.append(Met("tls", "", error.reason or ""))
+        except OSError as error:  # a client that does not trust us says so, or is gone before that is read
+            with self._server.changed:
+                self._server.met.append(Met("tls", "", getattr(error, "reason", "") or ""))
+                self._server.changed.notify_all()
             raise _Close from None
 
     def _served(self, head: Head, stream: BinaryIO) -> bool:

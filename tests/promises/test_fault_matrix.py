@@ -265,7 +265,10 @@ class Expired(Scripted):
         self.stage.server.start()
 
     def met(self) -> bool:
-        return any(met.fault == "tls" for met in self.stage.server.met)
+        """Wait for the server's side of the handshake, which may end after that of the client."""
+        server = self.stage.server
+        with server.changed:
+            return server.changed.wait_for(lambda: any(met.fault == "tls" for met in server.met), 10)
 
 
 class Forgotten(Scripted):

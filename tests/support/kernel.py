@@ -203,7 +203,8 @@ class Kernel:
         missing = [page for page in wanted if page not in pages]
         if missing:
             start, stop = missing[0] * PAGE, (missing[-1] + 1) * PAGE
-            data = await self._call("read", opened.handle, start, stop - start)
+            # Copied before another task runs, as pyfuse3 does: the next read uses the same memory.
+            data = bytes(await self._call("read", opened.handle, start, stop - start))
             # Of fewer bytes the kernel would make a shorter file, without an error.
             assert len(data) == min(stop, size) - start, "a short read before the end of the file"
             for page in missing:
