@@ -158,7 +158,9 @@ def run(arguments: argparse.Namespace) -> int:
         print_message(f"xnatctl: {warning}")
     import trio
 
-    with context.interruptible():
+    from xnatfs.cli.interrupts import kept_interrupts
+
+    with context.interruptible(), kept_interrupts():
         result = trio.run(command.run, context)
     if isinstance(result, list):
         show_rows(arguments, command.columns, result, command.identifier, context.no_rows_text)

@@ -171,8 +171,11 @@ def _certificate(ends: float) -> Check:
 def _attempt_async(name: str, work: Callable[[], Any]) -> list[Check]:
     import trio
 
+    from xnatfs.cli.interrupts import kept_interrupts
+
     try:
-        found: list[Check] = trio.run(work)
+        with kept_interrupts():
+            found: list[Check] = trio.run(work)
         return found
     except XnatError as error:
         text, _, todo = str(error).rpartition(": ")

@@ -1,0 +1,59 @@
+"""Test that Ctrl-C ends a command wherever it arrives."""
+
+import subprocess
+import sys
+
+import pytest
+
+# A callback of a weak reference, in which the signal arrives.
+PROGRAM = """
+import signal, sys, weakref, trio
+from xnatfs.cli.interrupts import kept_interrupts
+
+class Thing:
+    pass
+
+def arrive(_):
+    signal.raise_signal(signal.SIGINT)
+
+async def main():
+    thing = Thing()
+    reference = weakref.ref(thing, arrive)
+    del thing
+    with trio.move_on_after(float(sys.argv[1])):
+        await trio.sleep_forever()
+    print("lost")
+
+try:
+    if sys.argv[2] == "kept":
+        with kept_interrupts():
+            trio.run(main)
+    else:
+        trio.run(main)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def run(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, check=True)
+
+
+def test_an_interrupt_in_a_callback_ends_the_command():
+    done = run("300", "kept")
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
+def test_python_loses_it_by_itself():
+    """Show that what keeps it is needed."""
+    done = run("0.1", "not kept")
+    assert done.stdout == "lost\n"
+    assert "Exception ignored in" in done.stderr
+
+
+@pytest.mark.parametrize("error", ["ValueError('x')", "SystemExit(3)"])
+def test_other_exceptions_of_callbacks_are_printed(error):
+    raising = PROGRAM.replace("signal.raise_signal(signal.SIGINT)", f"raise {error}")
+    done = subprocess.run([sys.executable, "-c", raising, "0.1", "kept"], capture_output=True, text=True, check=True)
+    assert done.stdout == "lost\n"
+    assert error.partition("(")[0] in done.stderr
