@@ -1,10 +1,12 @@
-"""Run background tasks for as long as a context is open."""
+"""Run background tasks for as long as a context is open, gather results, and keep interrupts."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from xnatfs.common.errors import XnatError, first_error
@@ -95,3 +97,26 @@ async def in_parallel(items: Iterable[T], work: Callable[[T], Awaitable[None]], 
             await work(item)
 
     await gather(*[take_items] * workers)
+
+
+@contextmanager
+def kept_interrupts() -> Iterator[None]:
+    """Interrupt `trio.run` also where Ctrl-C is typed while a callback of a weak reference runs.
+
+    Python prints and drops an exception of such a callback, so that the program went on as if nothing had been typed.
+    """
+    import trio
+
+    # Protected, so that a signal which is handled in this function is raised in the main task, and not here.
+    before, sys.unraisablehook = sys.unraisablehook, trio.lowlevel.enable_ki_protection(_interrupt_again)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    if lost.exc_type is KeyboardInterrupt:
+        signal.raise_signal(signal.SIGINT)
+    else:
+        sys.__unraisablehook__(lost)

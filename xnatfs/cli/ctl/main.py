@@ -158,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_message(f"xnatctl: {warning}")
     import trio
 
-    from xnatfs.cli.interrupts import kept_interrupts
+    from xnatfs.common.tasks import kept_interrupts
 
     with context.interruptible(), kept_interrupts():
         result = trio.run(command.run, context)

@@ -171,7 +171,7 @@ def _certificate(ends: float) -> Check:
 def _attempt_async(name: str, work: Callable[[], Any]) -> list[Check]:
     import trio
 
-    from xnatfs.cli.interrupts import kept_interrupts
+    from xnatfs.common.tasks import kept_interrupts
 
     try:
         with kept_interrupts():

@@ -8,7 +8,7 @@ import pytest
 # A callback of a weak reference, in which the signal arrives.
 PROGRAM = """
 import signal, sys, weakref, trio
-from xnatfs.cli.interrupts import kept_interrupts
+from xnatfs.common.tasks import kept_interrupts
 
 class Thing:
     pass
