@@ -35,8 +35,8 @@ except KeyboardInterrupt:
 """
 
 
-def run(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, check=True)
+def run(*words: str, program: str = PROGRAM) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
 
 
 def test_an_interrupt_in_a_callback_ends_the_command():
@@ -53,7 +53,6 @@ def test_python_loses_it_by_itself():
 
 @pytest.mark.parametrize("error", ["ValueError('x')", "SystemExit(3)"])
 def test_other_exceptions_of_callbacks_are_printed(error):
-    raising = PROGRAM.replace("signal.raise_signal(signal.SIGINT)", f"raise {error}")
-    done = subprocess.run([sys.executable, "-c", raising, "0.1", "kept"], capture_output=True, text=True, check=True)
+    done = run("0.1", "kept", program=PROGRAM.replace("signal.raise_signal(signal.SIGINT)", f"raise {error}"))
     assert done.stdout == "lost\n"
     assert error.partition("(")[0] in done.stderr

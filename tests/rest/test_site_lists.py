@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.rest.test_client import Server, always, connected, table
-from xnatfs.common.errors import BadReply, Denied
+from xnatfs.common.errors import BadReply, Denied, Uncertain
 from xnatfs.rest.changes import ANY_PROJECT
 from xnatfs.rest.lists import JoinedScans
 from xnatfs.rest.models import SCAN_COLUMNS, SCAN_LABEL, Accession, Resource, Row, Scan
@@ -127,7 +127,7 @@ async def test_a_change_that_failed_is_recorded_as_well():
         raise httpx.ReadError("connection reset")
 
     async with connected(Server(answer)) as xnat:
-        with pytest.raises(Exception, match="may have been carried out"):
+        with pytest.raises(Uncertain, match="may have been carried out"):
             await xnat.change("DELETE", "/data/projects/P/subjects/S", {"src": "/archive/experiments/E1"})
         assert (xnat.changed.projects, xnat.changed.experiments) == ({"P"}, {"E1"})
 
@@ -143,7 +143,7 @@ async def test_any_request_but_a_get_is_recorded(method, projects):
 
 
 async def test_a_change_that_is_refused_is_an_answer():
-    """Return it to the caller, whose words it takes; a denied one raises nothing."""
+    """Return the reply of any status, and raise only for a request made by hand."""
     server = Server(always(lambda: httpx.Response(403, text="no")))
     async with connected(server) as xnat:
         assert (await xnat.change("PUT", "/data/x")).status == 403

@@ -80,10 +80,10 @@ class Blob:
         return self._read_present(offset, await self._received(offset, length))
 
     async def read_into(self, buffer: memoryview, offset: int) -> memoryview:
-        """Return bytes as `read` does, as many as a buffer has room for, in a part of it or of the blob's own memory.
+        """Return as many bytes as a buffer has room for, as `read` does, in a part of it or of the blob's own memory.
 
-        A reply to READ has up to 1 MiB, whose pages would be mapped and given back with each, were it a new object:
-        three times the time of a read from the cache.
+        A new object for each reply of 1 MiB would have its pages mapped and given back: a read from the cache would
+        take three times as long.
         """
         end = await self._received(offset, len(buffer))
         if self.memory is not None:
