@@ -121,7 +121,7 @@ class Trials:
             if not report.exists():
                 process = os.fork()
                 if not process:
-                    with _Exiting():
+                    with _Exiting(self._scratch):
                         report.write_text(json.dumps(self._watched(tests)))
                 os.waitpid(process, 0)
             found |= json.loads(report.read_text())
@@ -162,7 +162,7 @@ class Trials:
         if process:
             self._running[process] = (mutant, by)
             return
-        with _Exiting():
+        with _Exiting(self._scratch):
             os.setpgid(0, 0)
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             mutant.apply()
@@ -185,9 +185,19 @@ class Trials:
 
 
 class _Exiting:
-    """Run the rest of a forked process without output; it exits with 0 after the block, or with 1 on an exception."""
+    """Run the rest of a forked process without output; it exits with 0 after the block, or with 1 on an exception.
+
+    It gets a working directory of its own: a mutant that replaces a path by None creates "None" there.
+
+    Args:
+        scratch: The directory in which the working directory is made.
+    """
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
 
     def __enter__(self) -> None:
+        os.chdir(tempfile.mkdtemp(dir=self._scratch))
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
