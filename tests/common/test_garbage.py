@@ -56,7 +56,8 @@ async def test_everything_is_looked_at_once_the_process_is_idle_or_has_not_been_
     worked = iter(range(10_000))
     monkeypatch.setattr(time, "process_time", (lambda: next(worked)) if is_busy else (lambda: 1.0))
     cycle, released = Cycle(), trio.Event()
-    weakref.finalize(cycle, released.set)
+    # Threads that earlier tests have left may collect, too, and an event is set by trio's own thread only.
+    weakref.finalize(cycle, trio.lowlevel.current_trio_token().run_sync_soon, released.set)
     gc.collect()
     gc.freeze()
     del cycle
