@@ -26,7 +26,7 @@ POLL_SECONDS = 0.05
 def open_lock(path: Path) -> Iterator[int]:
     """Open a lock file for this user, creating it and its directory if need be. Raises OSError."""
     make_private(path.parent)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         yield descriptor
     finally:

@@ -38,7 +38,7 @@ def mount_in_namespace(mountpoint: Path, source: str) -> int:
     user, group = _make_namespace()
     try:
         # The kernel requires that the namespace which mounts has opened the device, too.
-        descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open("/dev/fuse", os.O_RDWR)
     except OSError as error:
         raise NamespaceError(f"/dev/fuse cannot be opened: {error.strerror}") from None
     options = f"fd={descriptor},rootmode=40000,user_id={user},group_id={group},default_permissions"

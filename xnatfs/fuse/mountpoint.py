@@ -182,7 +182,7 @@ async def one_at_a_time(mountpoint: Path, wait: float) -> AsyncIterator[None]:
     """
     path = _registration(mountpoint).with_suffix(".lock")
     make_private(path.parent)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         if not await lock_soon(descriptor, wait):
             raise MountpointError(f"{mountpoint} is being mounted on by {holder(path)}: let that end, or kill it")

@@ -168,7 +168,7 @@ class ListingFile:
             for old in (self._directory.parent / "listings").glob(FORMER_NAMES):
                 old.unlink(missing_ok=True)
             with contextlib.suppress(FileExistsError):
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             connection = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
             try:
                 version = connection.execute("PRAGMA user_version").fetchone()[0]

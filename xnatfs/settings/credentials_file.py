@@ -20,7 +20,7 @@ def read_credentials(path: Path) -> Credentials:
     """
     try:
         # Not blocking, since the path may be that of a pipe.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigError(f"the credentials {path} are not in a file")

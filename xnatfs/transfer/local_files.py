@@ -20,7 +20,7 @@ DRAFT_NAMES = re.compile(r"\.[0-9a-f]{16}(\.[0-9a-f]{16})?\.part")
 
 # Bytes that are read and hashed at a time.
 DRAFT_HASH_BYTES = 2**20
-DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL
 _COMMAND = secrets.token_hex(8)
 
 
@@ -171,7 +171,7 @@ def sync_file_systems(directories: Iterable[str]) -> None:
     """Write to the disk all that has been written to the file systems of these directories."""
     libc = ctypes.CDLL(None, use_errno=True)
     for directory in {os.stat(each).st_dev: each for each in directories}.values():
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             if libc.syncfs(descriptor):
                 code = ctypes.get_errno()

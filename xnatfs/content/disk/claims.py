@@ -61,7 +61,7 @@ class Claims:
         """Return the descriptor that holds the claim, None if another process has it, -1 if it cannot be made."""
         while True:
             try:
-                claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                claim = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             except OSError:
                 return -1
             if not lock(claim):

@@ -46,7 +46,7 @@ def copy_range(source: int, target: int, start: int, stop: int) -> None:
 
 def create(path: str, access: int = os.O_WRONLY) -> int:
     """Create a private file that does not exist, and return its descriptor."""
-    return os.open(path, access | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    return os.open(path, access | os.O_CREAT | os.O_EXCL, 0o600)
 
 
 def in_folder(path: str, make: Callable[[str], T]) -> T:
@@ -72,7 +72,7 @@ def measure_files(folder: Path) -> dict[str, tuple[int, int]]:
 @contextlib.contextmanager
 def opened(path: str | Path) -> Iterator[int]:
     """Open a file or directory for reading, and close its descriptor at the end."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(path, os.O_RDONLY)
     try:
         yield fd
     finally:

@@ -324,7 +324,7 @@ def _connect(path: Path, wait: float) -> sqlite3.Connection:
     # The file is created here for its mode, which SQLite copies to -wal and -shm. Once it exists, only SQLite opens it:
     # closing any descriptor of the file would drop the POSIX locks of every SQLite connection in this process.
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     connection = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")

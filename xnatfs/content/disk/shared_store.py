@@ -159,7 +159,7 @@ class SharedStore:
     def _open(self, version: Version) -> SharedFile | None:
         path = self._path(version)
         try:
-            entry = SharedFile(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK))
+            entry = SharedFile(path, os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK))
         except FileNotFoundError:
             if not self._directory.is_dir():
                 raise
@@ -182,7 +182,7 @@ class SharedStore:
             return
         mode = self._directory.stat().st_mode
         beside, size = path.with_name(f".{uuid.uuid4().hex}"), version.size or 0
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             try:
                 for start in range(0, size, COPY_PIECE_BYTES):
@@ -258,7 +258,7 @@ _LEFTOVER = re.compile(r"\.[0-9a-f]{32}|.*\.claim")
 def _claim(path: Path) -> bool | None:
     """Create a claim; return False if another machine has one, None if only its user can remove an old one."""
     with suppress(FileExistsError):
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         return True
     try:
         if time.time() - path.lstat().st_mtime > LEFTOVER_SECONDS:

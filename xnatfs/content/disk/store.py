@@ -95,7 +95,7 @@ class Store:
         """Open a cached file and return its locked descriptor; None if it is gone, being evicted, or was changed."""
         try:
             path = self._directory.path(row.ident)
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:

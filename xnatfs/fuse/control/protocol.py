@@ -82,7 +82,7 @@ def peer_uid(connection: Connected) -> int:
 @contextmanager
 def short_path(path: Path) -> Iterator[str]:
     """Provide a path of a socket that fits into a sockaddr_un, which has 108 bytes. Raises OSError."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{directory}/{path.name}"
     finally:
