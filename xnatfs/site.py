@@ -6,20 +6,25 @@ of a session come with one request each; if a client iterates over sessions, `pr
 them under the same keys.
 """
 
+import hashlib
 import math
+import sys
 import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import httpx
 import trio
 
-from xnatfs.common.errors import Unreachable
+from xnatfs.common.errors import BadReply, Unreachable
 from xnatfs.common.garbage import keep_collections_short
 from xnatfs.common.tasks import background, gather
-from xnatfs.content import ContentCache, open_cache
+from xnatfs.content import ContentCache, Source, Version, open_cache
+from xnatfs.content.blob import Blob, blob_of
+from xnatfs.content.source import find_contradiction
 from xnatfs.listings.background_store import ListingStore, open_store
 from xnatfs.listings.keys import (
     AllExperimentsKey,
@@ -267,6 +272,62 @@ class Site:
         self.sizes_learnt = True
 
 
+class MemoryCache:
+    """The cache of file contents for commands on systems without mounts: small files are read into memory.
+
+    A cache on the disk depends on locks and on open files without a name, as Linux has them, and serves mounts. Of
+    commands, only previews of BIDS read files through a cache: sidecars of some kilobytes.
+    """
+
+    bytes_used = 0
+    limit = 0
+
+    def __init__(self) -> None:
+        self._files: dict[Version, bytes] = {}
+
+    def clock(self) -> float:
+        return time.time()
+
+    async def drop(self, folders: Collection[str]) -> None:
+        self._files.clear()
+
+    async def find_cached(self, versions: Sequence[Version]) -> set[Version]:
+        return self._files.keys() & set(versions)
+
+    async def put(self, version: Version, data: bytes, checked: float | None = None) -> None:
+        self._files[version] = data
+
+    async def open(self, version: Version, source: Source) -> Blob:
+        """Open a file. Raises what the source raises, and BadReply unless it has the listed length and digest."""
+        if (data := self._files.get(version)) is None:
+            async with source.open(0, version.size) as body:
+                data = b"".join([chunk async for chunk in body.chunks])
+            found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            if version.digest not in ("", found):
+                raise BadReply(f"{version.key}: its MD5 is {found}, the catalogue says {version.digest}")
+            if found := await find_contradiction(version, len(data), source):
+                raise BadReply(f"{version.key}: {found}")
+            self._files[version] = data
+        return blob_of(version.key, data)
+
+
+@asynccontextmanager
+async def open_content(config: Config) -> AsyncIterator[ContentCache]:
+    """Open the cache of file contents of a server. Raises CacheError if it cannot be opened."""
+    if sys.platform != "linux":
+        yield cast(ContentCache, MemoryCache())
+        return
+    async with open_cache(
+        config.cache_dir / server_directory(config.url),
+        config.cache_size,
+        revalidate=config.revalidate,
+        strict=config.strict,
+        wait=config.lock_timeout,
+        shared=config.shared_cache,
+    ) as content:
+        yield content
+
+
 @asynccontextmanager
 async def open_site(
     config: Config,
@@ -285,19 +346,11 @@ async def open_site(
     Raises:
         CacheError: The cache cannot be opened.
     """
-    directory = config.cache_dir / server_directory(config.url)
     async with (
         open_xnat(config, credentials, wire, sessions) as xnat,
-        open_cache(
-            directory,
-            config.cache_size,
-            revalidate=config.revalidate,
-            strict=config.strict,
-            wait=config.lock_timeout,
-            shared=config.shared_cache,
-        ) as content,
+        open_content(config) as content,
         open_series_prefetch(xnat, content) as series_prefetch,
-        open_store(directory, lambda: xnat.login.username) as store,
+        open_store(config.cache_dir / server_directory(config.url), lambda: xnat.login.username) as store,
         background() as nursery,
     ):
         site = Site(xnat, store, content, series_prefetch, config.ttl, nursery)

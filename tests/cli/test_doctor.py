@@ -20,7 +20,7 @@ from tests.support.failing import DEAD, OWN_MOUNTS, Page
 from tests.support.mounting import SCRIPTS, daemons, end, environment, run
 from xnatfs.cli.host import doctor
 from xnatfs.cli.host.recording import ROUTES, Scrubber
-from xnatfs.common.private_files import write_private
+from xnatfs.common.files import write_private
 from xnatfs.http.probe import LOGIN_PAGE_PATH
 
 XNATFS = SCRIPTS / "xnatfs"

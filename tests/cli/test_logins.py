@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.commanding import OUTSIDER, OWNER, PASSWORD, Done, Shell, page_archive, shell
 from tests.support.mounting import SCRIPTS, end, run
-from xnatfs.common.private_files import write_private
+from xnatfs.common.files import write_private
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.releases import RELEASES, XNAT_1_8
 from xnatfs.demo.server.reply import Reply

@@ -342,7 +342,7 @@ def _there(fd: str) -> bool:
 def test_processes_open_a_directory_one_at_a_time(tmp_path, monkeypatch):
     def locked(path: Path, wait: float) -> Index:
         with opened(path.parent) as fd:
-            assert not lock(fd, fcntl.LOCK_SH)
+            assert not lock(fd, is_shared=True)
         return Index(path, wait)
 
     monkeypatch.setattr(shelf_module, "open_index", locked)
@@ -356,8 +356,8 @@ def test_a_download_is_private_and_locked(shelf):
     assert not os.get_inheritable(fd)
     assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
     with opened(shelf.partial_path(name)) as other:
-        assert not lock(other, fcntl.LOCK_EX)
-        assert lock(other, fcntl.LOCK_SH)
+        assert not lock(other)
+        assert lock(other, is_shared=True)
     os.close(fd)
 
 
@@ -365,13 +365,13 @@ def test_a_download_that_was_tidied_away_at_once_is_made_again(shelf, monkeypatc
     """Retry between its creation and its lock, or while another process has it locked."""
     real, tries = lock, []
 
-    def late(fd: int, kind: int) -> bool:
+    def late(fd: int, *, is_shared: bool) -> bool:
         tries.append(fd)
         if len(tries) == 1:
             return False
         if len(tries) == 2:
             os.unlink(os.readlink(f"/proc/self/fd/{fd}"))
-        return real(fd, kind)
+        return real(fd, is_shared=is_shared)
 
     monkeypatch.setattr(shelf_module, "lock", late)
     before = len(descriptors())
@@ -442,7 +442,7 @@ def test_what_is_open_stays_and_the_next_one_goes(shelf):
     for number in (1, 2, 3):
         kept(shelf, number, 30)
     with opened(shelf.path(ident(1))) as fd:
-        assert lock(fd, fcntl.LOCK_SH)
+        assert lock(fd, is_shared=True)
         shelf.evict(60)
         assert blobs(shelf) == [1, 3]
         shelf.evict(0)
@@ -595,9 +595,9 @@ def test_a_lock_that_another_has_is_not_waited_for(tmp_path):
     (tmp_path / "file").touch()
     with opened(tmp_path / "file") as one, opened(tmp_path / "file") as other:
         assert not os.get_inheritable(one)
-        assert lock(one, fcntl.LOCK_SH)
-        assert lock(other, fcntl.LOCK_SH)
-        assert not lock(other, fcntl.LOCK_EX)
+        assert lock(one, is_shared=True)
+        assert lock(other, is_shared=True)
+        assert not lock(other)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(one)
 
@@ -621,7 +621,7 @@ def test_what_is_in_a_folder_is_found_and_dropped(shelf):
         assert shelf.index.in_folders(["", "a"]) == []
         assert shelf.index.in_folders(["11"]) == [ident(3)]
     with opened(shelf.path(ident(1))) as fd:
-        assert lock(fd, fcntl.LOCK_SH)
+        assert lock(fd, is_shared=True)
         shelf.remove(lambda index: index.in_folders(["1", "3"]))
         assert os.pread(fd, 20, 0) == b"\x01" * 10
     assert (blobs(shelf), shelf.index.total()) == ([3, 5], 20)
@@ -743,7 +743,7 @@ def test_an_index_is_closed_with_the_directory_locked(shelf, monkeypatch):
 
     def close() -> None:
         with opened(shelf.directory) as fd:
-            seen.append(lock(fd, fcntl.LOCK_SH))
+            seen.append(lock(fd, is_shared=True))
 
     with monkeypatch.context() as patch:
         patch.setattr(shelf.index, "close", close)
@@ -829,7 +829,7 @@ def test_the_first_of_all_goes_too_and_a_byte_too_many_is_too_many(shelf):
     kept(shelf, 1, used=0.5)
     kept(shelf, 2)
     with opened(shelf.path(ident(2))) as fd:
-        assert lock(fd, fcntl.LOCK_SH)
+        assert lock(fd, is_shared=True)
         shelf.evict(9)
         assert (blobs(shelf), shelf.evicted) == ([2], 1)
     shelf.evict(9)

@@ -15,7 +15,7 @@ from tests.fuse.test_mount import wait_for
 from tests.support.demos import serving
 from tests.support.mounting import LIMIT, daemons, end, environment, mounted_file_system, run
 from xnatfs.cli.host.units import unit_name
-from xnatfs.common.private_files import write_private
+from xnatfs.common.files import write_private
 from xnatfs.fuse.mountpoint import KIND
 
 pytestmark = pytest.mark.fuse

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from tests.support.wire import Wire
 from xnatfs.cli import output
 from xnatfs.common.errors import BadReply, ConfigError, XnatError
-from xnatfs.common.private_files import make_private
+from xnatfs.common.files import make_private
 from xnatfs.common.sanitize import loads, plain, size
 from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.server.app import DemoXnat

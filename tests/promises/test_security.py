@@ -24,7 +24,7 @@ from tests.support.mounting import SCRIPTS, daemons, end, environment, mounted_f
 from xnatfs.cli import logs
 from xnatfs.cli.ctl.command import Context
 from xnatfs.common.errors import CacheError, ConfigError, NotXnat, Unreachable
-from xnatfs.common.private_files import write_private
+from xnatfs.common.files import write_private
 from xnatfs.content.disk.directory import open_directory
 from xnatfs.demo.archive.model import Archive, User
 from xnatfs.demo.server.app import DemoXnat

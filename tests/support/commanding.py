@@ -17,7 +17,7 @@ import httpx
 
 from tests.support.changing import images, zip_of
 from tests.support.mounting import SCRIPTS, environment, run
-from xnatfs.common.private_files import write_private
+from xnatfs.common.files import write_private
 from xnatfs.demo.archive.model import Archive, Experiment, User
 from xnatfs.demo.server.app import DemoXnat, Record
 from xnatfs.demo.server.socket import serve

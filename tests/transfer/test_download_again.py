@@ -491,7 +491,7 @@ def test_bytes_are_on_the_disk_before_a_file_has_its_name(fresh):
     code = """if True:
         import os, sys
         import xnatfs.transfer.copying as copying
-        synced, replace, fdatasync, sync_file_systems = set(), os.replace, os.fdatasync, copying.sync_file_systems
+        synced, replace, sync_drafts = set(), os.replace, copying.sync_drafts
         def key(status):
             return status.st_ino, status.st_size
         def synchronized(call):
@@ -499,16 +499,16 @@ def test_bytes_are_on_the_disk_before_a_file_has_its_name(fresh):
                 call(descriptor)
                 synced.add(key(os.fstat(descriptor)))
             return sync
-        def all_synchronized(directories):
-            sync_file_systems(directories)
-            synced.update(key(each.stat()) for directory in directories for each in os.scandir(directory))
+        def all_synchronized(drafts):
+            sync_drafts(drafts)
+            synced.update(key(os.stat(draft.path)) for draft in drafts)
         def checked(source, target):
             if os.fspath(target).startswith("data/"):
                 assert key(os.stat(source)) in synced, target
                 print(target, file=sys.stderr)
             replace(source, target)
         os.fsync, os.fdatasync, os.replace = synchronized(os.fsync), synchronized(os.fdatasync), checked
-        copying.sync_file_systems = all_synchronized
+        copying.sync_drafts = all_synchronized
         from xnatfs.cli import main_xnatctl
         sys.exit(main_xnatctl(sys.argv[1:]))
     """

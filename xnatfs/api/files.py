@@ -5,7 +5,6 @@ import io
 import os
 import shutil
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from xnatfs.api import paths
 from xnatfs.api.endpoint import Endpoint
 from xnatfs.api.paths import OpenBlob
 from xnatfs.api.portal import Portal, get_portal
-from xnatfs.common.clock import now
+from xnatfs.common.clock import now, now_in_thread
 from xnatfs.common.errnos import errno_of
 from xnatfs.common.errors import CacheError, NotFound, Stale, XnatError
 
@@ -63,7 +62,7 @@ class XnatFile(io.RawIOBase):
         with os_errors(self.name):
             portal = get_portal(self._endpoint)
             opened = portal.call(paths.open_file, portal.root, self.name)
-        self._permitted_until = 0.0  # on the clock of `_boot_time`; then the server is asked whether it may be read
+        self._permitted_until = 0.0  # on the clock of `now_in_thread`; then the server is asked whether it may be read
         return portal, opened
 
     def readable(self) -> bool:
@@ -106,7 +105,7 @@ class XnatFile(io.RawIOBase):
         if self.closed:
             raise ValueError("I/O operation on closed file")
         with os_errors(self.name):
-            if _boot_time() < self._permitted_until:
+            if now_in_thread() < self._permitted_until:
                 data = self._opened.blob.read_now(offset, length)
                 if data is not None:
                     return data
@@ -120,7 +119,7 @@ class XnatFile(io.RawIOBase):
             if self._opened.version != version:
                 raise Stale(f"{self.name} has changed since it was opened")
         data, seconds = portal.call(_read, self._opened, offset, length)
-        self._permitted_until = _boot_time() + seconds
+        self._permitted_until = now_in_thread() + seconds
         return data
 
     def close(self) -> None:
@@ -188,8 +187,3 @@ async def _read(opened: OpenBlob, offset: int, length: int) -> tuple[bytes, floa
     except NotFound as error:  # read(2) has no such error for an open file
         raise Stale(f"the file no longer exists: {error}") from error
     return data, opened.permit.until - now()
-
-
-def _boot_time() -> float:
-    """Return the time of a clock that includes suspend, in seconds."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -211,5 +211,6 @@ def _close_portals() -> None:
         portal.close(max(until - time.monotonic(), 0.0))
 
 
-os.register_at_fork(after_in_child=_forget_portals)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_forget_portals)
 atexit.register(_close_portals)

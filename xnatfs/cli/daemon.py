@@ -16,7 +16,7 @@ from typing import IO
 
 from xnatfs.common import program
 from xnatfs.common.errors import CacheError, Reported
-from xnatfs.common.private_files import make_private
+from xnatfs.common.files import make_private
 from xnatfs.settings.credentials import Credentials, for_children
 
 READY = "ready"

@@ -6,15 +6,18 @@ import gc
 import io
 import logging
 import os
-import resource
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from xnatfs.cli import streams
 from xnatfs.cli.parsing import USAGE_STATUS, make_parser
 from xnatfs.common import errors
 from xnatfs.common.sanitize import line, plain
+
+with suppress(ImportError):  # on Windows, which writes no core dumps
+    import resource
 
 if TYPE_CHECKING:
     from xnatfs.cli.daemon import Reporter
@@ -29,17 +32,18 @@ EXIT_STATUS: dict[type[Exception], int] = {
     errors.BadReply: 4,
     errors.NotFound: 5,
     errors.Denied: 6,
-    errors.MountpointError: os.EX_NOINPUT,
-    errors.FuseMissing: os.EX_UNAVAILABLE,
+    errors.MountpointError: 66,
+    errors.FuseMissing: 69,
     errors.NamespaceError: 1,
-    errors.CacheError: os.EX_CANTCREAT,
+    errors.CacheError: 73,
     errors.Conflict: 1,
     errors.ReadOnly: 1,
     errors.Busy: 1,
     errors.Stale: 1,
     errors.XnatError: 1,
-    OSError: os.EX_IOERR,
+    OSError: 74,
 }
+FAULT = 70  # that of sysexits.h for an internal error
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
@@ -50,6 +54,8 @@ def no_core_dumps() -> None:
     both are inherited by whatever is started. PR_SET_DUMPABLE would do the same and lock the user's own debuggers
     out; other users are kept out without it.
     """
+    if "resource" not in globals():
+        return
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     limit = 1 if most == resource.RLIM_INFINITY else min(1, most)
     resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
@@ -184,4 +190,4 @@ def _describe(error: BaseException, unwritten: OSError | None) -> tuple[int, str
     log.critical("this should not happen", exc_info=error)
     # Not its repr: that of a UnicodeEncodeError holds all of the text, for example a password.
     text = f"this should not happen, and is a fault of this program: {type(cause).__name__}: {cause}"
-    return os.EX_SOFTWARE, line(text)
+    return FAULT, line(text)

@@ -4,7 +4,6 @@ A process that is stopped (Ctrl-Z) keeps its locks for as long as it is stopped.
 for in the kernel, and a caller that does not get it in time goes on without what it protects.
 """
 
-import fcntl
 import logging
 import os
 import time
@@ -13,7 +12,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from xnatfs.common.private_files import make_private
+from xnatfs.common.files import make_private
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    import msvcrt
 
 # Reports locks that were not acquired in time. Even a command that logs nothing shows these to its user.
 log = logging.getLogger(__name__)
@@ -33,11 +37,17 @@ def open_lock(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def lock(fd: int, kind: int = fcntl.LOCK_EX) -> bool:
-    """Try to acquire a flock; an open file description has one lock, so two of one process conflict as well."""
+def lock(fd: int, *, is_shared: bool = False) -> bool:
+    """Try to acquire a flock; an open file description has one lock, so two of one process conflict as well.
+
+    On Windows it is a lock on the first byte, and never shared: it is for files without content.
+    """
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if "fcntl" in globals():
+            fcntl.flock(fd, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except (BlockingIOError, PermissionError):  # the latter on Windows
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,10 @@ def mount_on(mountpoint: Path) -> Mount | None:
 
 
 def all_mounts() -> dict[Path, Mount]:
-    """Return the topmost mount on each mountpoint; see proc_pid_mountinfo(5)."""
-    found = {}
+    """Return the topmost mount on each mountpoint; see proc_pid_mountinfo(5). Only Linux has that table."""
+    found: dict[Path, Mount] = {}
+    if sys.platform != "linux":
+        return found
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as table:
         for line in table:
             before, _, after = line.rstrip("\n").partition(" - ")

@@ -49,9 +49,14 @@ TRANSPORT_ERRORS: dict[str, type[httpx.TransportError]] = {
 }
 
 
-def tcp_user_timeout(timeout: float) -> int:
-    """Return TCP_USER_TIMEOUT in milliseconds: there must be time for a second attempt on another connection."""
-    return int(1000 * min(UNACKNOWLEDGED_SECONDS, timeout / 2))
+def tcp_options(timeout: float) -> list[tuple[int, int, int]]:
+    """Return the options of a connection: TCP_USER_TIMEOUT, in milliseconds, where the system has it.
+
+    There must be time for a second attempt on another connection.
+    """
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):
+        return []
+    return [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * min(UNACKNOWLEDGED_SECONDS, timeout / 2)))]
 
 
 class ProcessLost(httpx.ReadError):
@@ -313,7 +318,8 @@ async def connect(host: str, port: int, timeouts: Mapping[str, float]) -> trio.S
     except OSError as error:
         cause = first_error(error.__cause__ or error)
         raise httpx.ConnectError(str(cause)) from cause
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, tcp_user_timeout(timeouts["read"]))
+    for option in tcp_options(timeouts["read"]):
+        link.setsockopt(*option)
     return link
 
 

@@ -17,9 +17,9 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from xnatfs.common.errors import FuseMissing, MountpointError
+from xnatfs.common.files import make_private, write_private
 from xnatfs.common.locks import holder, lock_soon
 from xnatfs.common.mountinfo import Mount, file_system, mount_on
-from xnatfs.common.private_files import make_private, write_private
 from xnatfs.settings.config import cache_home
 from xnatfs.settings.credentials import for_children
 

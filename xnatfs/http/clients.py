@@ -17,7 +17,7 @@ import httpx
 from xnatfs import __version__
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.tls import tls_context
-from xnatfs.download_worker.pool import open_pool, tcp_user_timeout
+from xnatfs.download_worker.pool import open_pool, tcp_options
 from xnatfs.http.failures import refuse_proxy_login
 from xnatfs.settings.config import Config, is_loopback
 
@@ -69,7 +69,8 @@ async def open_clients(config: Config, wire: httpx.AsyncBaseTransport | None = N
             text = f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: it must be {form}; no SOCKS"
             raise ConfigError(text) from None
         big = http
-        if wire is None and not is_proxied:  # the processes support no proxy
+        # The processes support no proxy, and Windows cannot send them files.
+        if wire is None and not is_proxied and hasattr(socket, "SCM_RIGHTS"):
             pool = await stack.enter_async_context(open_pool(config.ca_bundle, config.verify_ssl))
             big = await stack.enter_async_context(httpx.AsyncClient(transport=pool, **_common()))
         yield Clients(await stack.enter_async_context(http), big, await stack.enter_async_context(probe))
@@ -85,7 +86,7 @@ def _client_factory(
     # Reading the certificate authorities took 40 ms of a start: skip it if no certificate is verified.
     needs_tls = wire is None and bool(is_proxied or config.ca_bundle or url.scheme == "https")
     tls: Any = tls_context(config.ca_bundle, config.verify_ssl) if needs_tls else False
-    options = [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, tcp_user_timeout(config.timeout))]
+    options = tcp_options(config.timeout)
 
     def new_client(connections: int, idle: int) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=idle)

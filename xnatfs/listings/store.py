@@ -20,8 +20,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from xnatfs.common.files import make_private
 from xnatfs.common.locks import holder
-from xnatfs.common.private_files import make_private
 from xnatfs.common.sanitize import loads
 from xnatfs.listings.keys import ListKey
 from xnatfs.rest.models import Item

@@ -5,8 +5,8 @@ import stat
 from pathlib import Path
 
 from xnatfs.common.errors import ConfigError
+from xnatfs.common.files import write_private
 from xnatfs.common.mountinfo import file_system
-from xnatfs.common.private_files import write_private
 from xnatfs.settings.config import absolute_path, cache_home
 
 # Types of file systems, as the kernel names them, that several machines may have mounted, and that do not share mapped

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from xnatfs.common.errors import ConfigError, LoginRequired
-from xnatfs.common.private_files import write_private
+from xnatfs.common.files import write_private
 from xnatfs.common.sanitize import loads
 from xnatfs.common.urls import is_same_server, server_key
 from xnatfs.settings.config import Profile, config_home

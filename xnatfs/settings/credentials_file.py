@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 from xnatfs.common.errors import ConfigError
+from xnatfs.common.files import O_NONBLOCK
 from xnatfs.settings.credentials import Credentials
 
 # The longest file that is read, in bytes.
@@ -20,12 +21,14 @@ def read_credentials(path: Path) -> Credentials:
     """
     try:
         # Not blocking, since the path may be that of a pipe.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        with open(os.open(path, os.O_RDONLY | O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ConfigError(f"the credentials {path} are not in a file")
-            if status.st_mode & 0o077 or status.st_uid not in (0, os.geteuid()):
-                owner = "" if status.st_uid in (0, os.geteuid()) else "chown and "
+            # Windows has no modes; a home is closed to other users there by its own means.
+            owners = (0, os.geteuid()) if hasattr(os, "geteuid") else ()
+            if owners and (status.st_mode & 0o077 or status.st_uid not in owners):
+                owner = "" if status.st_uid in owners else "chown and "
                 raise ConfigError(f"the credentials {path} are open to other users: {owner}chmod 600 {path}")
             text = file.read(MAX_FILE_BYTES).decode()
     except OSError as error:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.common.errors import ConfigError
+from xnatfs.common.files import write_private
 from xnatfs.common.locks import holder, lock_within, open_lock
-from xnatfs.common.private_files import write_private
 from xnatfs.settings.config import profiles_path, read_profiles
 
 NEWEST_PROFILE_VERSION = 1  # the newest known `version` of the file

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.common import locks
-from xnatfs.common.private_files import write_private
+from xnatfs.common.files import write_private
 from xnatfs.common.sanitize import loads
 from xnatfs.common.urls import is_same_server, server_key
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import trio
 
 from xnatfs.common.errors import LoginRequired, Unreachable, XnatError
-from xnatfs.transfer.local_files import Draft, Edited, sync_file_systems
+from xnatfs.transfer.local_files import Draft, Edited, sync_drafts
 from xnatfs.transfer.manifest import Manifest, Written
 from xnatfs.transfer.plan import Wanted
 
@@ -139,7 +139,7 @@ class Copying:
 
 def _publish(arrived: list[Arrived]) -> list[Written | Exception]:
     try:
-        sync_file_systems({each.draft.directory for each in arrived})
+        sync_drafts([each.draft for each in arrived])
     except BaseException:
         for each in arrived:
             each.draft.discard()

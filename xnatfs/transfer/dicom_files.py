@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from xnatfs.common.errors import ConfigError
+from xnatfs.common.files import pread
 
 TAGS = ["SOPInstanceUID", "StudyInstanceUID"]
 # The SOP class of a DICOMDIR, which is a table of contents of the files around it, and no image.
@@ -188,7 +189,7 @@ class _Section(io.RawIOBase):
 
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
         length = min(len(buffer), max(0, self._size - self._at))
-        data = os.pread(self._file.fileno(), length, self._begin + self._at)
+        data = pread(self._file.fileno(), length, self._begin + self._at)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -109,7 +109,9 @@ async def _check_files(
 def files_in(out: Path) -> set[PurePosixPath]:
     """Return the paths of session files in a folder; links do not count, and are replaced."""
     found = (path for part in PARTS for path in (out / part).rglob("*") if not DRAFT_NAMES.fullmatch(path.name))
-    return {PurePosixPath(path.relative_to(out)) for path in found if path.is_file() and not path.is_symlink()}
+    return {
+        PurePosixPath(path.relative_to(out).as_posix()) for path in found if path.is_file() and not path.is_symlink()
+    }
 
 
 async def _agrees(wanted: Wanted, target: Path) -> bool:
@@ -300,7 +302,7 @@ async def download_zip(
 def _check_zip(descriptor: int, target: Path) -> None:
     """Raise BadReply unless every member can be read: the server sends archives without a length."""
     try:
-        with open(f"/proc/self/fd/{descriptor}", "rb") as file, zipfile.ZipFile(file) as archive:
+        with open(os.dup(descriptor), "rb") as file, zipfile.ZipFile(file) as archive:
             # Deflate expands a byte to a thousand at most; XNAT sends no method that expands it to millions.
             if other := next((info for info in archive.infolist() if info.compress_type not in ZIP_METHODS), None):
                 raise BadReply(f"{target.name} holds {other.filename} in a form that XNAT does not use")

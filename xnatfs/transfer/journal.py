@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from xnatfs.common.private_files import write_private
+from xnatfs.common.files import write_private
 from xnatfs.common.sanitize import loads
 from xnatfs.transfer.dicom_files import Image
 

@@ -7,11 +7,13 @@ import hashlib
 import os
 import re
 import secrets
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from stat import S_ISREG
 
+from xnatfs.common.files import O_BINARY, pread, sync_data
 from xnatfs.transfer.manifest import Written
 
 DRAFT_SUFFIX = ".part"
@@ -20,8 +22,24 @@ DRAFT_NAMES = re.compile(r"\.[0-9a-f]{16}(\.[0-9a-f]{16})?\.part")
 
 # Bytes that are read and hashed at a time.
 DRAFT_HASH_BYTES = 2**20
-DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL
+DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY
 _COMMAND = secrets.token_hex(8)
+
+
+# What no name on Windows may have, and the names of its devices, which count with any extension.
+_NOT_ON_WINDOWS = re.compile(r'[<>:"/\\|?*\x00-\x1f]|[. ]$|%(?=[0-9A-F]{2})')
+_DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\.|$)", re.IGNORECASE)
+
+
+def windows_name(name: str) -> str:
+    """Escape what Windows does not accept in a name: each such character as a percent sign and two hex digits."""
+    escaped = _NOT_ON_WINDOWS.sub(lambda match: f"%{ord(match[0]):02X}", name)
+    return f"%{ord(name[0]):02X}{escaped[1:]}" if _DEVICES.match(name) else escaped
+
+
+def local_name(name: str) -> str:
+    """Return the name under which this system stores a file of the tree."""
+    return windows_name(name) if os.name == "nt" else name
 
 
 class LocalState(enum.Enum):
@@ -88,15 +106,16 @@ class Draft:
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.directory, _, name = str(target).rpartition("/")
+        self.directory, name = os.path.split(target)
         self.size = 0
         self._digest = hashlib.md5(usedforsecurity=False)
-        self._path = f"{self.directory}/.{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.{_COMMAND}{DRAFT_SUFFIX}"
+        draft = f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}.{_COMMAND}{DRAFT_SUFFIX}"
+        self.path = os.path.join(self.directory, draft)
         try:
-            self._descriptor = os.open(self._path, DRAFT_FLAGS, 0o666)
+            self._descriptor = os.open(self.path, DRAFT_FLAGS, 0o666)
         except FileNotFoundError:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, DRAFT_FLAGS, 0o666)
+            self._descriptor = os.open(self.path, DRAFT_FLAGS, 0o666)
         self._inode = 0
 
     def fileno(self) -> int:
@@ -113,7 +132,7 @@ class Draft:
     def hash_written(self, end: int) -> None:
         """Add to the digest what another process has written, up to an offset."""
         while self.size < end:
-            data = os.pread(self._descriptor, min(DRAFT_HASH_BYTES, end - self.size), self.size)
+            data = pread(self._descriptor, min(DRAFT_HASH_BYTES, end - self.size), self.size)
             if not data:
                 raise OSError(errno.EIO, "was cut short while it was written", str(self.target))
             self._digest.update(data)
@@ -125,15 +144,15 @@ class Draft:
 
     def sync(self) -> None:
         """Write the file to the disk: a power failure must not leave less of it under the final name."""
-        os.fdatasync(self._descriptor)
+        sync_data(self._descriptor)
 
     def close(self, modified: float | None = None) -> None:
         """Set the time of the file and close it."""
-        if modified is not None:
-            os.utime(self._descriptor, (time.time(), modified))
         self._inode = os.fstat(self._descriptor).st_ino
         os.close(self._descriptor)
         self._descriptor = -1
+        if modified is not None:
+            os.utime(self.path, (time.time(), modified))
 
     def publish(self, before: tuple[int, ...] | None) -> os.stat_result:
         """Give the file, which must be closed, its name; return its status.
@@ -142,7 +161,7 @@ class Draft:
         """
         if before is not None and is_edited(self.target, before, self.md5()):
             raise Edited
-        os.replace(self._path, self.target)
+        os.replace(self.path, self.target)
         status = os.lstat(self.target)  # read after the rename, which changes it
         if status.st_ino != self._inode:
             raise Edited
@@ -153,7 +172,7 @@ class Draft:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-        Path(self._path).unlink(missing_ok=True)
+        Path(self.path).unlink(missing_ok=True)
 
 
 def remove_drafts(directories: Iterable[Path]) -> None:
@@ -167,14 +186,26 @@ def remove_drafts(directories: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def sync_file_systems(directories: Iterable[str]) -> None:
-    """Write to the disk all that has been written to the file systems of these directories."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    for directory in {os.stat(each).st_dev: each for each in directories}.values():
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            if libc.syncfs(descriptor):
-                code = ctypes.get_errno()
-                raise OSError(code, os.strerror(code), directory)
-        finally:
-            os.close(descriptor)
+def sync_drafts(drafts: Sequence[Draft]) -> None:
+    """Write closed drafts to the disk: all of a file system by one syncfs(2), or one by one where that is missing."""
+    if sys.platform != "linux":
+        for draft in drafts:
+            _sync(draft.path, os.O_RDWR, sync_data)
+        return
+    for directory in {os.stat(draft.directory).st_dev: draft.directory for draft in drafts}.values():
+        _sync(directory, os.O_RDONLY | os.O_DIRECTORY, _sync_file_system)
+
+
+def _sync(path: str, flags: int, sync: Callable[[int], None]) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        sync(descriptor)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    finally:
+        os.close(descriptor)
+
+
+def _sync_file_system(descriptor: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).syncfs(descriptor):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -22,6 +22,7 @@ from typing import Self
 import trio
 
 from xnatfs.common.errors import Conflict
+from xnatfs.common.files import O_BINARY, O_NOFOLLOW, O_NONBLOCK
 from xnatfs.common.locks import holder, lock
 from xnatfs.common.sanitize import loads
 
@@ -148,7 +149,7 @@ class Manifest:
             return
         if self._log is None:
             # O_NONBLOCK: a pipe in its place is an error, and does not block.
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_BINARY
             self._log = os.open(self.directory / "files.jsonl", flags, 0o666)
             os.write(self._log, b"\n")  # the line before may have been cut short
         os.write(self._log, _line(str(place), written).encode())
@@ -186,7 +187,7 @@ def _line(place: str, written: Written) -> str:
 
 def _read(path: Path) -> bytes:
     """Return the content of a regular file, and of nothing that another account has put in its place."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_BINARY)
     with open(descriptor, "rb") as file:
         if not S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "is not a regular file", str(path))
@@ -199,7 +200,7 @@ def _open_lock(directory: Path) -> int | None:
         directory.mkdir(parents=True, exist_ok=True)
         if not S_ISDIR(os.lstat(directory).st_mode):  # a link, whose target must not be written to
             raise FileExistsError(errno.EEXIST, "is not a directory", str(directory))
-        return os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        return os.open(directory / "lock", os.O_RDWR | os.O_CREAT | O_NOFOLLOW, 0o666)
     except OSError as error:
         if error.errno not in NOT_OURS or not directory.parent.is_dir():
             raise

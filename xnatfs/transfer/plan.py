@@ -10,6 +10,7 @@ from xnatfs.common.errors import BadReply, Denied, NotFound, XnatError
 from xnatfs.common.tasks import gather
 from xnatfs.rest.models import Document, Experiment, Row
 from xnatfs.site import Site
+from xnatfs.transfer.local_files import local_name
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.node import Dir, Node, StaticDir
 from xnatfs.tree.resources import ResourceDir
@@ -136,13 +137,13 @@ async def plan(
         await _add_resources(found, session, PurePosixPath(), chosen)
     else:
         for scan in await _scans(session, scans):
-            await _add_resources(found, scan, PurePosixPath("scans", scan.name), chosen)
+            await _add_resources(found, scan, PurePosixPath("scans", local_name(scan.name)), chosen)
         if of_session:
             await _add_resources(found, await _part(session, "resources"), PurePosixPath(), chosen)
         if of_assessors:
             for assessor in await _children(found, await _part(session, "assessors"), PurePosixPath("assessors")):
                 assert isinstance(assessor, Dir)
-                await _add_resources(found, assessor, PurePosixPath("assessors", assessor.name), chosen)
+                await _add_resources(found, assessor, PurePosixPath("assessors", local_name(assessor.name)), chosen)
     if found.failed and not found.files:
         raise found.failed[0][1]
     if (absent := sorted(set(resources) - labels)) and not found.failed:
@@ -181,7 +182,7 @@ async def _add_resources(plan: Plan, item: Dir, place: PurePosixPath, chosen: Ca
     for node in await _children(plan, item, place):
         assert isinstance(node, ResourceDir)
         if chosen(node):
-            below = place / "resources" / node.name
+            below = place / "resources" / local_name(node.name)
             try:
                 plan.files += [each async for each in _files(node, below / "files")]
             except (NotFound, Denied, BadReply) as error:
@@ -191,7 +192,7 @@ async def _add_resources(plan: Plan, item: Dir, place: PurePosixPath, chosen: Ca
 async def _files(directory: Dir, place: PurePosixPath) -> AsyncIterator[Wanted]:
     for node in (await directory.children()).nodes.values():
         if isinstance(node, CatalogueFile):
-            yield Wanted(node, place / node.name)
+            yield Wanted(node, place / local_name(node.name))
         elif isinstance(node, Dir):
-            async for each in _files(node, place / node.name):
+            async for each in _files(node, place / local_name(node.name)):
                 yield each

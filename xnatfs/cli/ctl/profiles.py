@@ -13,7 +13,7 @@ from xnatfs.cli.ctl.command import Context, command, option, options_of
 from xnatfs.cli.output import OUTPUT_FORMATS, STRUCTURED_FORMATS, Cells, print_data, show_item
 from xnatfs.cli.parsing import suggest
 from xnatfs.common.errors import ConfigError
-from xnatfs.common.private_files import write_private
+from xnatfs.common.files import write_private
 from xnatfs.settings import profile_file
 from xnatfs.settings.config import absolute_path, normalised_url, profiles_path, read_profiles, select_profile
 

@@ -182,12 +182,13 @@ async def _run(
     context: Context, scans: Sequence[str] | None, operation: str, *, of_session: bool, of_assessors: bool
 ) -> DownloadOutcome:
     """Copy scans (None: all) and resources. `session download` copies the resources of items that cannot have scans."""
+    from xnatfs.transfer.local_files import local_name
     from xnatfs.transfer.manifest import Manifest, Owner
     from xnatfs.transfer.plan import tree_of
     from xnatfs.tree.names import file_name
 
     arguments = context.arguments
-    out = arguments.out / file_name(wanted_experiment(context))
+    out = arguments.out / local_name(file_name(wanted_experiment(context)))
     _check_out(arguments.out, out)
     _check_zip(arguments)
     is_whole = scans is None and operation != "scan download" and not (arguments.resource or given_patterns(context))

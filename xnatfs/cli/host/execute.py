@@ -20,8 +20,8 @@ from typing import NoReturn
 from xnatfs.cli import daemon, options, serving, statusline, streams
 from xnatfs.cli.output import print_message
 from xnatfs.common.errors import CacheError, NamespaceError, Reported, UsageError, XnatError
+from xnatfs.common.files import make_private
 from xnatfs.common.mountinfo import mount_on
-from xnatfs.common.private_files import make_private
 from xnatfs.fuse.mount_namespace import end_with_parent, is_abandoned, mount_in_namespace
 from xnatfs.fuse.mountpoint import check_device, check_directory
 from xnatfs.settings.config import Config, cache_home, server_name

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xnatfs.common.errors import ConfigError, XnatError
-from xnatfs.common.private_files import write_private
+from xnatfs.common.files import write_private
 from xnatfs.http.probe import RawReply, fetch_raw
 from xnatfs.http.transport import Transport
 

@@ -23,7 +23,6 @@ Invariants:
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import math
 import os
 import shutil
@@ -34,8 +33,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from xnatfs.common.errors import CacheError, CacheLocked
+from xnatfs.common.files import make_private
 from xnatfs.common.locks import holder, lock, lock_within
-from xnatfs.common.private_files import make_private
 from xnatfs.content.disk.files import create, in_folder, is_full, measure_files, opened, write_new
 from xnatfs.content.disk.index import BlobRow, Index, is_busy, open_index, set_aside, wal_locks
 
@@ -85,7 +84,7 @@ class CacheDirectory:
             name = uuid.uuid4().hex
             fd = in_folder(self.partial_path(name), lambda path: create(path, os.O_RDWR))
             # The tidying of another process may have removed it between these two steps.
-            if lock(fd, fcntl.LOCK_SH) and os.fstat(fd).st_nlink:
+            if lock(fd, is_shared=True) and os.fstat(fd).st_nlink:
                 return name, fd
             os.close(fd)
 

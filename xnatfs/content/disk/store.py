@@ -8,7 +8,6 @@ Invariants:
 
 import contextlib
 import errno
-import fcntl
 import os
 import sqlite3
 import tempfile
@@ -103,7 +102,7 @@ class Store:
                 raise self.error(exc) from exc
             self._trouble.report(exc)
             return None
-        if lock(fd, fcntl.LOCK_SH):
+        if lock(fd, is_shared=True):
             status = os.fstat(fd)
             if (status.st_size, status.st_mtime_ns) == (row.size, row.written):
                 return fd
