@@ -161,7 +161,7 @@ def markdown(page: Page) -> str:
         words = " ".join(
             [verb.words, *(["[OPTION ...]"] if verb.groups else []), *(name for name, _ in verb.arguments)]
         )
-        parts.append(f"    {words}")
+        parts.append(f"```usage\n{words}\n```")
         described = [(name, text) for name, text in verb.arguments if text]
         if described:
             parts.append(_table("argument", described))
@@ -171,7 +171,7 @@ def markdown(page: Page) -> str:
             else:
                 parts.append(_table(title.removesuffix("s") if title == "options" else title, options))
         if verb.example:
-            parts.append("\n".join(f"    $ {line}" for line in verb.example.splitlines()))
+            parts.append("\n".join(["```console", *(f"$ {line}" for line in verb.example.splitlines()), "```"]))
     if common:
         parts += [f"## {COMMON[0].upper()}{COMMON[1:]}", _table("option", common)]
     return "\n\n".join(parts) + "\n"
