@@ -237,6 +237,26 @@ def test_every_link_of_a_page_leads_somewhere(path):
         assert (path.parent / link).exists(), link
 
 
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_anchor_of_a_link_is_a_heading(path):
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", path.read_text()):
+        target = path.parent / link if link else path
+        assert anchor in anchors(target.read_text()), f"{link}#{anchor}"
+
+
+def test_the_verdict_of_each_mechanism_names_its_section():
+    table = page("dev/DECISIONS").partition("## Mechanisms that were judged again")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (?!mechanism|---)(.*) \|$", table, re.MULTILINE)
+    assert len(rows) == 11
+    for row in rows:
+        assert re.search(r"\| (gone|kept|simplified)[^|]* \| [^|]+ \| (\[.*\]\(#.*\)|here)$", row), row
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_every_script_that_a_page_names_exists(path):
     for name in set(re.findall(r"scripts/([a-z-]+)\b(?!\.)", path.read_text())):
