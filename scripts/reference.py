@@ -193,7 +193,7 @@ def configuration() -> str:
                 _table("option", options),
                 "## Keys of a profile",
                 _wrap(
-                    "They stand in `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. At "
+                    "They are in `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. At "
                     "the top of the file, `default_profile` names the default profile, and `output_format` is the "
                     "default of `--output`."
                 ),
