@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scripts import manual
 from xnatfs.cli.commands import add_commands
 from xnatfs.cli.ctl.main import NOUNS, build
 from xnatfs.cli.parsing import COMMON_OPTIONS_TITLE as COMMON
@@ -161,7 +162,7 @@ def markdown(page: Page) -> str:
         words = " ".join(
             [verb.words, *(["[OPTION ...]"] if verb.groups else []), *(name for name, _ in verb.arguments)]
         )
-        parts.append(f"    {words}")
+        parts.append(f"```usage\n{words}\n```")
         described = [(name, text) for name, text in verb.arguments if text]
         if described:
             parts.append(_table("argument", described))
@@ -171,7 +172,7 @@ def markdown(page: Page) -> str:
             else:
                 parts.append(_table(title.removesuffix("s") if title == "options" else title, options))
         if verb.example:
-            parts.append("\n".join(f"    $ {line}" for line in verb.example.splitlines()))
+            parts.append("\n".join(["```console", *(f"$ {line}" for line in verb.example.splitlines()), "```"]))
     if common:
         parts += [f"## {COMMON[0].upper()}{COMMON[1:]}", _table("option", common)]
     return "\n\n".join(parts) + "\n"
@@ -192,7 +193,7 @@ def configuration() -> str:
                 _table("option", options),
                 "## Keys of a profile",
                 _wrap(
-                    "They stand in `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. At "
+                    "They are in `~/.config/xnatctl/config.yaml`, below `profiles:` and the name of the profile. At "
                     "the top of the file, `default_profile` names the default profile, and `output_format` is the "
                     "default of `--output`."
                 ),
@@ -219,49 +220,6 @@ def _table(title: str, rows: list[tuple[str, str]]) -> str:
     return "\n".join([f"| {title} | |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in cells)])
 
 
-def man(page: Page) -> str:
-    """Return a page of docs/man, in man(7)."""
-    lines = [f'.TH {page.name.upper()} 1 "" xnatfs', ".SH NAME", _roff(f"{page.name} - {page.summary}"), ".SH SYNOPSIS"]
-    for verb in page.verbs:
-        lines += [
-            f".B {_roff(verb.words)}",
-            _roff(" ".join(["[OPTION ...]", *(name for name, _ in verb.arguments)])),
-            ".br",
-        ]
-    lines.append(".SH COMMANDS" if len(page.verbs) > 1 else ".SH DESCRIPTION")
-    common: list[tuple[str, str]] = []
-    for verb in page.verbs:
-        lines += [*([f".SS {_roff(verb.words)}"] if len(page.verbs) > 1 else []), _roff(_sentence(verb.summary))]
-        lines += _terms([(name, text) for name, text in verb.arguments if text])
-        for title, options in verb.groups:
-            if title == COMMON:
-                common = options
-            else:
-                lines += _terms(options)
-        if verb.example:
-            lines += [
-                ".PP",
-                "Example:",
-                ".PP",
-                ".nf",
-                *(_roff(f"    {line}") for line in verb.example.splitlines()),
-                ".fi",
-            ]
-    if common:
-        lines += [".SH OPTIONS OF ALL COMMANDS", *_terms(common)]
-    lines += [".SH EXIT STATUS", *_terms([(str(number), text) for number, text in STATUS_TEXTS.items()])]
-    return "\n".join(lines) + "\n"
-
-
-def _terms(rows: list[tuple[str, str]]) -> list[str]:
-    return [line for name, text in rows for line in (".TP", f".B {_roff(name)}", _roff(text))]
-
-
-def _roff(text: str) -> str:
-    text = text.replace("\\", "\\e").replace("-", "\\-")
-    return f"\\&{text}" if text.startswith((".", "'")) else text
-
-
 def written() -> dict[Path, str]:
     """Return every generated page by its path."""
     index = "\n".join(f"- [{page.name.replace('-', ' ', 1)}]({page.name}.md): {page.summary}" for page in pages())
@@ -270,7 +228,10 @@ def written() -> dict[Path, str]:
     found[DOCS / "CONFIGURATION.md"] = configuration()
     for page in pages():
         found[DOCS / "cli" / f"{page.name}.md"] = markdown(page)
-        found[DOCS / "man" / f"{page.name}.1"] = man(page)
+        found[DOCS / "man" / f"{page.name}.1"] = manual.of_commands(page)
+    files = manual.files((DOCS / "OPERATING.md").read_text())
+    for program in manual.programs(pages(), [("FILES", files), ("ENVIRONMENT", list(ENVIRONMENT.items()))]):
+        found[DOCS / "man" / f"{program.name}.{program.section}"] = manual.of_program(program)
     return found
 
 

@@ -35,13 +35,15 @@ def package(one_file: Path, manual: Path, version: str, target: Path, moment: in
     """
     top = target.with_suffix(".tree")
     shutil.rmtree(top, ignore_errors=True)
-    for name in ("DEBIAN", "usr/lib/xnatfs", "usr/bin", "usr/sbin", "usr/share/man/man1", "usr/share/doc/xnatfs"):
+    for name in ("DEBIAN", "usr/lib/xnatfs", "usr/bin", "usr/sbin", "usr/share/doc/xnatfs"):
         (top / name).mkdir(parents=True)
     shutil.copy(one_file, top / FILE)
     for name in LINKS:
         (top / name).symlink_to(os.path.relpath(FILE, Path(name).parent))
-    for page in manual.glob("*.1"):
-        (top / f"usr/share/man/man1/{page.name}.gz").write_bytes(gzip.compress(page.read_bytes(), mtime=0))
+    for page in manual.iterdir():
+        section = top / f"usr/share/man/man{page.suffix[1:]}"
+        section.mkdir(parents=True, exist_ok=True)
+        (section / f"{page.name}.gz").write_bytes(gzip.compress(page.read_bytes(), mtime=0))
     with zipfile.ZipFile(one_file) as packed:
         (top / "usr/share/doc/xnatfs/copyright").write_bytes(packed.read("LICENCES.txt"))
     control = CONTROL.format(version=version, size=one_file.stat().st_size >> 10)

@@ -51,6 +51,21 @@ def test_each_row_of_the_table_names_a_file():
     assert [row for row in rows if not any(f"`{path}`" in row for path in PATHS)] == []
 
 
+@pytest.mark.parametrize(
+    ("question", "path"),
+    [
+        ("the retry policy", "http/retry.py"),
+        ("the name of a duplicate", "tree/names.py"),
+        ("how long a listing is fresh", "settings/config.py"),
+        ("the text of a login error", "http/login_request.py"),
+        ("the layout of `experiments/`", "tree/links.py"),
+    ],
+)
+def test_the_table_answers_what_newcomers_ask(question, path):
+    (row,) = [line for line in TABLE.splitlines() if line.startswith(f"| {question}")]
+    assert f"`{path}`" in row
+
+
 @pytest.mark.parametrize("source", DIAGRAMS, ids=lambda path: path.stem)
 def test_a_diagram_is_rendered_and_its_modules_exist(source):
     lines = [line for label in re.findall(r'label="([^"]+)"', source.read_text()) for line in label.split(r"\n")]

@@ -74,6 +74,13 @@ def test_the_line_of_a_login_script_changes_nothing_the_second_time(machine):
     assert "BRAINS" in os.listdir(machine.home / "xnat" / "projects")
 
 
+def test_a_session_is_warmed_and_pinned(machine):
+    sh(machine, recipe("mount --mkdir").replace("--mkdir", "--mkdir --offline"))
+    done = sh(machine, recipe("warm --pin").replace("MYPROJECT", "BRAINS"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"\d+ pinned", done.stdout)
+
+
 def test_the_line_of_fstab_mounts_with_the_file_of_the_recipe(machine):
     (line,) = blocks("fstab", page("OPERATING"))
     written = recipe("ln -s").replace("/etc/", f"{machine.root}/").replace("/sbin/", f"{machine.root}/")

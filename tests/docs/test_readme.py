@@ -38,7 +38,7 @@ def page(name: str) -> str:
 
 
 def blocks(language: str, text: str = README) -> list[str]:
-    """Return the examples in one language, indented ones excepted."""
+    """Return the examples in one language; `test_no_command_is_only_indented` finds those without a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
@@ -102,8 +102,8 @@ def test_logins_in_scripts_run_as_printed(tmp_path):
 
 
 def test_the_crontab_line_for_metrics_runs_as_printed(tmp_path):
-    (command,) = re.findall(r"^    \* \* \* \* \* (.*)$", page("OPERATING"), re.MULTILINE)
-    here = command.replace("/var/lib/node_exporter", str(tmp_path))
+    (line,) = blocks("crontab", page("OPERATING"))
+    here = line.removeprefix("* * * * * ").replace("/var/lib/node_exporter", str(tmp_path))
     done = run("sh", "-c", here, env=environment(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "# TYPE xnatfs_up gauge" in (tmp_path / "xnatfs.prom").read_text()
@@ -113,21 +113,40 @@ def test_the_crontab_line_for_metrics_runs_as_printed(tmp_path):
 PARSED = {"text", "ini"}
 
 
+# Pages whose examples `test_reference` parses: those of the help.
+HELP = {"usage", "console"}
+INDENTED_COMMAND = re.compile(r"^(?: {4}|\t)\s*(?:\$|xnat|mkdir|docker|python).*$", re.MULTILINE)
+
+
 def test_every_example_of_a_page_is_executed():
-    """Find no example but those that the tests above run, and those of PARSED."""
+    """Find no example but those that the tests above run, and those of PARSED and HELP."""
     executed = {
         README_PATH: {"sh", "console", "python"},
         ROOT / "docs" / "AUTHENTICATION.md": {"sh", "yaml"},
-        ROOT / "docs" / "OPERATING.md": {"sh", "fstab", "yaml"},  # by test_operating.py
+        ROOT / "docs" / "BIDS.md": {"sh", "json"},  # these four by test_examples.py
+        ROOT / "docs" / "VIEWS.md": {"sh", "console"},
+        ROOT / "docs" / "CACHE-AND-OFFLINE.md": {"sh"},
+        ROOT / "docs" / "dev" / "RELIABILITY.md": {"sh"},
+        ROOT / "docs" / "OPERATING.md": {"sh", "fstab", "yaml", "crontab"},  # by test_operating.py
         ROOT / "docs" / "PYTHON.md": {"python", "sh", "snakemake"},  # by tests/api
     }
     for path in PAGES:
         languages = set(re.findall(r"^```(\w+)", path.read_text(), re.MULTILINE))
+        if path.parent.name == "cli":
+            assert languages <= HELP, path.name
+            continue
         assert languages - PARSED == executed.get(path, set()), path.name
         for line in "".join(blocks("text", path.read_text())).splitlines():
             module = re.search(r"python -m ((?:scripts|tests)[\w.]*)", line)
             assert re.match(r"pip |python3 -m venv |~/xnatfs/bin/pip |scripts/setup", line) or module, line
             assert module is None or find_spec(module[1]) is not None, line
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_no_command_is_only_indented(path):
+    """Find every command within a fence with its language, by which a test finds it to run it."""
+    prose = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert INDENTED_COMMAND.findall(prose) == []
 
 
 @contextmanager
@@ -216,6 +235,26 @@ def test_every_command_that_a_page_names_exists(path):
 def test_every_link_of_a_page_leads_somewhere(path):
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
         assert (path.parent / link).exists(), link
+
+
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_anchor_of_a_link_is_a_heading(path):
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", path.read_text()):
+        target = path.parent / link if link else path
+        assert anchor in anchors(target.read_text()), f"{link}#{anchor}"
+
+
+def test_the_verdict_of_each_mechanism_names_its_section():
+    table = page("dev/DECISIONS").partition("## Mechanisms that were judged again")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (?!mechanism|---)(.*) \|$", table, re.MULTILINE)
+    assert len(rows) == 11
+    for row in rows:
+        assert re.search(r"\| (gone|kept|simplified)[^|]* \| [^|]+ \| (\[.*\]\(#.*\)|here)$", row), row
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -13,7 +13,7 @@ OPERATIONS = {
     "big": "big read",
     "seek": "seek",
     "unranged": "seek, no ranges",
-    "tar": "tar walk",
+    "tar": "whole series",
     "login": "login",
     "upload": "upload",
     "archive": "archive",

@@ -155,8 +155,9 @@ def test_the_package_has_the_programs_the_helpers_and_their_manual(one_file, tmp
     assert start(root / "usr/bin/xnatctl", tmp_path, "--version").stdout == f"xnatctl {__version__}\n"
     helped = run(sys.executable, root / "usr/sbin/mount.xnatfs", "--help", env=environment(tmp_path))
     assert helped.stderr.startswith("mount.xnatfs: option --help not recognized")
-    pages = {path.name for path in (root / "usr/share/man/man1").iterdir()}
-    assert pages == {f"{path.name}.gz" for path in (ROOT / "docs/man").iterdir()}
+    pages = {str(path.relative_to(root / "usr/share/man")) for path in (root / "usr/share/man").glob("*/*")}
+    assert pages == {f"man{path.suffix[1:]}/{path.name}.gz" for path in (ROOT / "docs/man").iterdir()}
+    assert {"man1/xnatfs.1.gz", "man1/xnatctl.1.gz", "man8/mount.xnatfs.8.gz"} < pages
     assert "httpx" in (root / "usr/share/doc/xnatfs/copyright").read_text()
 
 
