@@ -19,7 +19,7 @@ from rich.cells import cell_len
 
 from tests.fuse.test_mount import wait_for
 from tests.support.changing import images
-from tests.support.commanding import SESSION, Shell, shell
+from tests.support.commanding import SESSION, Shell
 from tests.support.mounting import LIMIT, SCRIPTS, daemons, end, environment, mounted_file_system, run
 from tests.transfer.test_upload import IMPORT, SMALL
 from xnatfs.cli.commands import add_commands
@@ -209,14 +209,6 @@ TABLES = {
 }
 
 
-@pytest.fixture(scope="module")
-def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Yield a shell that is shared by commands that change nothing."""
-    with shell(tmp_path_factory.mktemp("home")) as made:
-        made.receive("W")
-        yield made
-
-
 def on_terminal(prompt: Shell, columns: int, *words: str) -> str:
     """Run a command on a terminal of that width, check that it succeeds, and return what stays on it."""
     with terminal(columns) as screen:
@@ -299,12 +291,6 @@ class Held:
                 self.met.set()
                 self.free.wait(self._seconds)
         return None
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Shell]:
-    with shell(tmp_path) as made:
-        yield made
 
 
 # The terminal of a process is the one that Ctrl-C is typed on.
