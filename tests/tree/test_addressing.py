@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.changing import archive_of_jane
 from tests.support.demos import serving
 from tests.support.mounting import Mount, mounting, run
 from tests.support.nodes import find
@@ -19,10 +20,10 @@ from tests.support.scripted import URL
 from tests.support.wire import Wire
 from xnatfs.cli.ctl.progress import Silent
 from xnatfs.common.errors import BadReply, Conflict, Stale
-from xnatfs.demo.archive.model import Archive, Resource, User
+from xnatfs.demo.archive.model import Resource
 from xnatfs.demo.fixtures.lab import DemoArchive
 from xnatfs.demo.server.app import DemoXnat, Request
-from xnatfs.demo.server.releases import RELEASES, XNAT_1_6, XNAT_1_8, Release
+from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, Release
 from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
@@ -38,10 +39,8 @@ class World:
     """An archive of one session with two scans, and the demo that serves it."""
 
     def __init__(self, release: Release, digests: bool) -> None:
-        self.archive = Archive()
-        self.archive.users["jane"] = User("jane", "JANE")
-        project = self.archive.project("P", "P", jane="Owners")
-        self.session = self.archive.experiment(self.archive.subject(project, "S"), "E")
+        self.archive = archive_of_jane()
+        self.session = self.archive.experiment(self.archive.subject(self.archive.projects["P"], "S"), "E")
         self.scans = [self.archive.scan(self.session, "1", "T1"), self.archive.scan(self.session, "2", "T2")]
         self.demo = DemoXnat(self.archive, release=release, digests=digests)
 
@@ -61,12 +60,6 @@ class World:
         """Return the requests for bytes."""
         records = [record for record in self.demo.requests if "files" in record.path and "all" not in record.query]
         return [f"{record.method} {record.path.removeprefix('/data/experiments/')}" for record in records]
-
-
-@pytest.fixture(params=[pytest.param(release, id=release.name) for release in RELEASES.values()])
-def release(request: pytest.FixtureRequest) -> Release:
-    chosen: Release = request.param
-    return chosen
 
 
 @pytest.fixture(params=[True, False], ids=["digests", "no digests"])
