@@ -20,7 +20,7 @@ LONGEST_FILES = (
     "scripts/test_bench.py",
     "cli/test_manners.py",
     "fuse/test_mount.py",
-    "cli/test_exec.py",
+    "cli/test_execute.py",
     "cli/test_logins.py",
     "programs/test_directory.py",
     "transfer/test_upload.py",
