@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 
-from tests.download_worker.test_worker import Server, children
-from tests.http.test_network import made_certificate
+from tests.download_worker.test_process import Server, children
+from tests.http.test_failures import made_certificate
 from tests.support.content_fakes import BIG, MiB
 from tests.support.demos import Demo, serving
 from xnatfs.common.errors import Unreachable

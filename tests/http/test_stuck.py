@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.download_worker.test_worker import OK, Act, Server, answering, children, descriptor, silent_after
+from tests.download_worker.test_process import OK, Act, Server, answering, children, descriptor, silent_after
 from tests.rest.test_client import ITEM
 from tests.support.content_fakes import BIG, MiB
 from xnatfs.common.errors import BadReply, TimedOut, Unreachable
