@@ -35,7 +35,7 @@ from xnatfs.tree.node import File
 SCAN = "projects/P/S/E/scans/1"
 
 
-class World:
+class ServedSession:
     """An archive of one session with two scans, and the demo that serves it."""
 
     def __init__(self, release: Release, digests: bool) -> None:
@@ -68,8 +68,8 @@ def digests(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def world(release: Release, digests: bool) -> World:
-    return World(release, digests)
+def world(release: Release, digests: bool) -> ServedSession:
+    return ServedSession(release, digests)
 
 
 async def read(site: Site, path: str) -> bytes:
@@ -273,7 +273,7 @@ async def test_names_that_are_one_in_the_tar(world, tmp_path, release, digests, 
 
 async def test_names_that_are_one_in_the_tar_and_sizes_that_are_wrong(tmp_path):
     """Reject the length as proof: that of one file is in the listing of another."""
-    world = World(XNAT_1_8, digests=False)
+    world = ServedSession(XNAT_1_8, digests=False)
     made = world.add(world.scans[0].resources, "DICOM", {"50%負": b"12", "50%安": b"34"})
     made.entries[0].size = "1"
     async with world.site(tmp_path) as site:
@@ -318,7 +318,7 @@ async def test_a_series_with_names_that_no_url_can_carry_comes_in_one_tar(world,
 
 async def test_members_that_do_not_come_are_fetched_singly(tmp_path):
     """Fetch the files after a long name, at which the tar ends in a reply that looks whole."""
-    world = World(XNAT_1_6, digests=False)
+    world = ServedSession(XNAT_1_6, digests=False)
     files = {f"{n:02}{'x' * 98 if n == 20 else ''}.dcm": bytes([n]) * 1000 for n in range(40)}
     files["100%.dcm"] = b"behind the break"
     world.add(world.scans[0].resources, "DICOM", files)
@@ -328,7 +328,7 @@ async def test_members_that_do_not_come_are_fetched_singly(tmp_path):
 
 async def test_a_member_that_is_left_out_of_a_tar_that_ends_well(tmp_path):
     """Read it although the tar ends well without it."""
-    world = World(XNAT_1_8, digests=False)
+    world = ServedSession(XNAT_1_8, digests=False)
     files = {f"{n:02}.dcm": bytes([n]) * 1000 for n in range(40)}
     made = world.add(world.scans[0].resources, "DICOM", files)
 
@@ -345,7 +345,7 @@ async def test_a_member_that_is_left_out_of_a_tar_that_ends_well(tmp_path):
 # -- by number -------------------------------------------------------------------------------------------------------
 
 
-def without_archives(world: World) -> None:
+def without_archives(world: ServedSession) -> None:
     def refuse(request: Request) -> None:
         if request.query.get("format") == "tar":
             raise Failed(404, "No files found")
