@@ -9,7 +9,7 @@ from trio.testing import MockClock
 from tests.support.commanding import Shell, shell
 from tests.support.content_fakes import patient
 from tests.support.demos import Demo, serving
-from xnatfs.demo.server.releases import RELEASES, Release
+from xnatfs.demo.server.releases import RELEASES, XNAT_1_8, Release
 
 # The files that take longest, longest first: begun first, none of them is what the other processes wait for at the end.
 LONGEST_FILES = (
@@ -20,7 +20,7 @@ LONGEST_FILES = (
     "scripts/test_bench.py",
     "cli/test_manners.py",
     "fuse/test_mount.py",
-    "cli/test_exec.py",
+    "cli/test_execute.py",
     "cli/test_logins.py",
     "programs/test_directory.py",
     "transfer/test_upload.py",
@@ -32,9 +32,12 @@ LONGEST_FILES = (
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Shell]:
-    """Provide a demo server of its own and a shell to work with it, for commands that change something."""
-    with shell(tmp_path / "home") as made:
+def fresh(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Shell]:
+    """Provide a demo server of its own and a shell to work with it, for commands that change something.
+
+    The server is an XNAT 1.8, unless `commanding.EVERY_RELEASE` or `commanding.XNAT_1_6_ALONE` marks the test.
+    """
+    with shell(tmp_path / "home", release=getattr(request, "param", XNAT_1_8)) as made:
         yield made
 
 

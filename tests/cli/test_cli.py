@@ -1,12 +1,11 @@
 """Test the frame of the commands: foreground mounts, help and versions. Error lines are in test_wrong_inputs.py."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import demos
-from tests.support.failing import DEAD, Desk, Page, Refusing, desk, serving
+from tests.support.failing import DEAD, Page, Refusing, serving
 from tests.support.mounting import SCRIPTS, daemons, end, environment, mounting, run
 from xnatfs.demo.fixtures.lab import PASSWORDS
 
@@ -15,12 +14,6 @@ UNUSED = {"argcomplete", "keyring", "pydicom", "pygments", "rich", "ruamel.yaml"
 UNUSED |= {"xnatfs.transfer", "xnatfs.rest.prearchive", "xnatfs.settings.profile_file", "asyncio"}
 # What serves a mount, and the command that starts the daemon does not need.
 SERVING = {"trio", "httpx", "httpcore", "pyfuse3", "sqlite3", "ssl", "cachetools", "xnatfs.site", "xnatfs.tree"}
-
-
-@pytest.fixture
-def sitting() -> Iterator[Desk]:
-    with desk() as made:
-        yield made
 
 
 @pytest.mark.fuse

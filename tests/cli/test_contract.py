@@ -9,7 +9,6 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -31,12 +30,10 @@ profiles:
 
 
 @pytest.fixture(scope="module")
-def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Provide a shell for commands that change nothing, logged in, so that each test counts the same requests."""
-    with shell(tmp_path_factory.mktemp("home")) as made:
-        made.receive("WAITING")
-        made.ctl("project", "list")
-        yield made
+def prompt(prompt: Shell) -> Shell:
+    """Log in first, so that each test counts the same requests."""
+    prompt.ctl("project", "list")
+    return prompt
 
 
 def quiet(done: Done) -> Done:

@@ -48,7 +48,7 @@ def wrong(checks: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-class Server(Page):
+class AnsweringServer(Page):
     """A server whose answers are given by the beginning of the path: status, location, body."""
 
     answers: dict[str, tuple[int, str, bytes]] = {}
@@ -74,7 +74,7 @@ class Server(Page):
 def answering(ahead: float = 0.0, **answers: tuple[int, str, bytes]) -> type[http.server.BaseHTTPRequestHandler]:
     paths = {"build": "/xapi/siteConfig/buildInfo", "login": "/data/JSESSION", "all": "/", "methods": LOGIN_PAGE_PATH}
     found = {paths[name]: answer for name, answer in answers.items()}
-    return type("Answering", (Server,), {"answers": found, "ahead": ahead})
+    return type("Answering", (AnsweringServer,), {"answers": found, "ahead": ahead})
 
 
 def login(demo: Demo) -> dict[str, str]:

@@ -4,7 +4,6 @@ import argparse
 import csv
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,19 +12,10 @@ import pytest
 import yaml
 
 from tests.cli.test_manners import every_parser, on_terminal
-from tests.support.commanding import SESSION, Shell, shell
+from tests.support.commanding import SESSION, Shell
 from tests.support.mounting import SCRIPTS, environment, run
 from xnatfs.cli import options
 from xnatfs.cli.parsing import STATUS_TEXTS, commands_of
-
-
-@pytest.fixture(scope="module")
-def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Yield a shell that is shared by commands that change nothing."""
-    with shell(tmp_path_factory.mktemp("home")) as made:
-        made.receive("WAITING")
-        yield made
-
 
 ALIASES = {
     "projects": "project list",

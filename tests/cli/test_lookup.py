@@ -4,20 +4,11 @@ import json
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
-from tests.support.commanding import LABEL, SESSION, Shell, shell
+from tests.support.commanding import LABEL, SESSION, Shell
 from tests.support.mounting import LIMIT, mounting
-
-
-@pytest.fixture(scope="module")
-def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Yield a shell that is shared by commands that change nothing."""
-    with shell(tmp_path_factory.mktemp("home")) as made:
-        yield made
-
 
 FOUND = {
     ("SUB001_MR",): [SESSION],

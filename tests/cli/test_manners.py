@@ -19,7 +19,7 @@ from rich.cells import cell_len
 
 from tests.fuse.test_mount import wait_for
 from tests.support.changing import images
-from tests.support.commanding import SESSION, Shell, shell
+from tests.support.commanding import SESSION, Shell
 from tests.support.mounting import LIMIT, SCRIPTS, daemons, end, environment, mounted_file_system, run
 from tests.transfer.test_upload import IMPORT, SMALL
 from xnatfs.cli.commands import add_commands
@@ -209,14 +209,6 @@ TABLES = {
 }
 
 
-@pytest.fixture(scope="module")
-def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Yield a shell that is shared by commands that change nothing."""
-    with shell(tmp_path_factory.mktemp("home")) as made:
-        made.receive("W")
-        yield made
-
-
 def on_terminal(prompt: Shell, columns: int, *words: str) -> str:
     """Run a command on a terminal of that width, check that it succeeds, and return what stays on it."""
     with terminal(columns) as screen:
@@ -278,7 +270,7 @@ def test_nothing_is_cut_or_folded_where_there_is_no_terminal(prompt):
 # -- waiting ---------------------------------------------------------------------------------------------------
 
 
-class Held:
+class HeldReplies:
     """Hold the answers to requests for some paths until they are released, except for the first `passing` ones."""
 
     def __init__(self, prompt: Shell, pattern: str, passing: int = 0, seconds: float = LIMIT) -> None:
@@ -299,12 +291,6 @@ class Held:
                 self.met.set()
                 self.free.wait(self._seconds)
         return None
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Shell]:
-    with shell(tmp_path) as made:
-        yield made
 
 
 # The terminal of a process is the one that Ctrl-C is typed on.
@@ -331,7 +317,7 @@ LIST = ("session", "list", "-P", "MYPROJECT")
 
 
 def test_a_listing_that_takes_long_says_what_is_asked(fresh):
-    held = Held(fresh, "/experiments")
+    held = HeldReplies(fresh, "/experiments")
     with running(fresh, *LIST) as (process, screen):
         screen.wait_for(f"Asking {fresh.url}: list the sessions of a project (")
         held.free.set()
@@ -343,7 +329,7 @@ def test_a_listing_that_takes_long_says_what_is_asked(fresh):
 
 @pytest.mark.parametrize("words", [(), ("-q",), ("-v",)])
 def test_nothing_is_shown_to_programs_and_by_quiet_commands(fresh, words):
-    Held(fresh, "/experiments", seconds=2.5)
+    HeldReplies(fresh, "/experiments", seconds=2.5)
     if not words:
         assert fresh.ctl(*LIST).err == ""
         return
@@ -359,7 +345,7 @@ def on_shell(prompt: Shell, line: str) -> Shell:
 
 def test_the_line_fits_the_terminal_though_the_output_goes_elsewhere(fresh):
     """A wrapped line could not be erased."""
-    held = Held(fresh, "/experiments")
+    held = HeldReplies(fresh, "/experiments")
     with running(on_shell(fresh, f"{shlex.join(LIST)} >table"), columns=50) as (process, screen):
         screen.wait_for("... (1 s)")
         held.free.set()
@@ -394,7 +380,7 @@ DOWNLOAD = ("scan", "download", "-E", SESSION, "-s", "1,2", "--out", "data")
 @pytest.mark.parametrize("words", [DOWNLOAD, (*DOWNLOAD, "--zip")], ids=["files", "zip"])
 def test_a_copy_takes_as_long_as_its_user_waits(fresh, words):
     """The listing before the copy counts as well."""
-    Held(fresh, "/scans$", seconds=2.0)
+    HeldReplies(fresh, "/scans$", seconds=2.0)
     said = fresh.ctl(*words, "-o", "json")
     seconds = re.search(r"in (\d+\.\d) s", said.err)
     assert seconds
@@ -424,7 +410,7 @@ def pasted(prompt: Shell, line: str) -> "subprocess.CompletedProcess[str]":
     return done
 
 
-def interrupted(prompt: Shell, held: Held, *words: str | Path) -> str:
+def interrupted(prompt: Shell, held: HeldReplies, *words: str | Path) -> str:
     """Type Ctrl-C while a command waits for a held answer, and return the line that the command reports."""
     with running(prompt, *words) as (process, screen):
         assert held.met.wait(LIMIT)
@@ -436,7 +422,7 @@ def interrupted(prompt: Shell, held: Held, *words: str | Path) -> str:
 
 
 def test_an_interrupted_listing_says_so(fresh):
-    assert interrupted(fresh, Held(fresh, "/experiments"), *LIST) == "interrupted"
+    assert interrupted(fresh, HeldReplies(fresh, "/experiments"), *LIST) == "interrupted"
 
 
 def test_an_interrupted_question_ends_at_once(fresh):
@@ -451,7 +437,7 @@ def test_an_interrupted_question_ends_at_once(fresh):
 
 def test_an_interrupted_download_names_what_is_there_and_how_to_go_on(fresh):
     last = fresh.session().scans[0].resources[0].entries[-1].path
-    held = Held(fresh, f"/files/{last}$")
+    held = HeldReplies(fresh, f"/files/{last}$")
     said = interrupted(fresh, held, *DOWNLOAD, "-w", "1")
     found = re.fullmatch(r"interrupted: (\d+) of (\d+) files are in (\S+), and stay; for the others: (.*)", said)
     assert found, said
@@ -463,7 +449,7 @@ def test_an_interrupted_download_names_what_is_there_and_how_to_go_on(fresh):
 
 def test_an_interrupted_archive_is_begun_again(fresh):
     words = (*DOWNLOAD, "--zip")
-    said = interrupted(fresh, Held(fresh, "/scans/1,2/files$"), *words)
+    said = interrupted(fresh, HeldReplies(fresh, "/scans/1,2/files$"), *words)
     assert said.startswith(f"interrupted: data/{SESSION}/scans.zip comes whole or not at all; to begin again: ")
     pasted(fresh, said.rpartition(": ")[2])
     assert (fresh.home / "data" / SESSION / "scans.zip").exists()
@@ -483,7 +469,7 @@ def folder(fresh: Shell) -> Path:
 @pytest.mark.parametrize("more", [(), ("--no-resume",), ("--overwrite", "delete")], ids=" ".join)
 def test_an_interrupted_upload_names_what_is_there_and_how_to_go_on(fresh, folder, more):
     small = replace(fresh, program=(sys.executable, "-c", SMALL))
-    held = Held(fresh, IMPORT, passing=2)
+    held = HeldReplies(fresh, IMPORT, passing=2)
     words = ("session", "upload", folder, "-P", "MYPROJECT", "-S", "SUB001", "-E", "NEW", "-w", "1", *more)
     said = interrupted(small, held, *words)
     text = r"interrupted: the server has (\d+) of 20 files, and keeps them; for the others: (.*)"
@@ -498,7 +484,7 @@ def test_an_interrupted_upload_names_what_is_there_and_how_to_go_on(fresh, folde
 
 def test_an_interrupted_upload_to_a_resource_goes_on(fresh, folder):
     words = ("resource", "upload", "-E", SESSION, "PAPERS", folder)
-    said = interrupted(fresh, Held(fresh, "/PAPERS/files/"), *words)
+    said = interrupted(fresh, HeldReplies(fresh, "/PAPERS/files/"), *words)
     assert re.match(r"interrupted: \d+ files are sent, and stay there; for the others: ", said)
     pasted(fresh, said.rpartition(": ")[2])
     assert len(fresh.ctl("resource", "show", "-E", SESSION, "PAPERS", "-q").lines) == 20
@@ -507,14 +493,14 @@ def test_an_interrupted_upload_to_a_resource_goes_on(fresh, folder):
 def test_an_upload_to_a_resource_that_is_interrupted_on_its_way_has_sent_nothing(fresh, folder):
     """Bytes that were read here may not have reached the server."""
     words = ("resource", "upload", "-E", SESSION, "PAPERS", folder)
-    said = interrupted(fresh, Held(fresh, "/PAPERS/files/"), *words)
+    said = interrupted(fresh, HeldReplies(fresh, "/PAPERS/files/"), *words)
     assert said.startswith("interrupted: 0 files are sent")
 
 
 def test_an_interrupted_archiving_goes_on(fresh):
     fresh.receive("W")
     words = ("prearchive", "archive", "-P", "MYPROJECT", "--session", "W")
-    said = interrupted(fresh, Held(fresh, "^/data/services/archive$"), *words)
+    said = interrupted(fresh, HeldReplies(fresh, "^/data/services/archive$"), *words)
     assert said.startswith("interrupted: the server may go on with W all the same; to look again: ")
     pasted(fresh, said.rpartition(": ")[2])
     assert not fresh.app.writing.prearchive.sessions
@@ -532,7 +518,7 @@ def test_an_interrupted_wait_goes_on(fresh):
 
 def test_an_upload_that_is_interrupted_after_it_was_sent(fresh, folder):
     words = ("session", "upload", folder, "-P", "MYPROJECT", "-S", "SUB001", "-E", "NEW")
-    said = interrupted(fresh, Held(fresh, "/data/prearchive/.*/NEW$"), *words)
+    said = interrupted(fresh, HeldReplies(fresh, "/data/prearchive/.*/NEW$"), *words)
     assert said.startswith("interrupted: all files are sent, and the server goes on with them; to look again: ")
     assert "20 files" in pasted(fresh, said.rpartition(": ")[2]).stderr
 
@@ -547,7 +533,7 @@ def test_ctrl_c_ends_a_mount_at_once(fresh, tmp_path, when):
     place.mkdir()
     xnatfs = replace(fresh, program=(str(SCRIPTS / "xnatfs"),))
     options = [] if "background" in when else ["--foreground"]
-    held = Held(fresh, "^/data/JSESSION$") if when != "mounted" else None
+    held = HeldReplies(fresh, "^/data/JSESSION$") if when != "mounted" else None
     try:
         with running(xnatfs, "mount", *options, "--log-file", tmp_path / "log", place) as (process, screen):
             if held:

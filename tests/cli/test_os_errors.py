@@ -3,12 +3,11 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.commanding import SESSION, Done, Shell, shell
+from tests.support.commanding import SESSION, Done, Shell
 from tests.support.failing import AS_STRANGER, OWN_MOUNTS
 from tests.support.mounting import run
 from tests.transfer.test_download import DOWNLOAD, files, many, truth
@@ -21,12 +20,11 @@ DOWNLOADING = f"xnatctl session download -E {SESSION}"
 
 
 @pytest.fixture(scope="module")
-def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Provide a shell for commands that change nothing."""
-    with shell(tmp_path_factory.mktemp("home")) as made:
-        made.ctl("project", "list")  # logs in
-        made.config(f"profiles:\n  one:\n    url: {made.url}\n")
-        yield made
+def prompt(prompt: Shell) -> Shell:
+    """Log in and configure a profile."""
+    prompt.ctl("project", "list")
+    prompt.config(f"profiles:\n  one:\n    url: {prompt.url}\n")
+    return prompt
 
 
 def script(shell: Shell, text: str) -> Done:

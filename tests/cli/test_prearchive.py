@@ -5,35 +5,18 @@ import pty
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from tests.support.commanding import COLLABORATOR, LABEL, MEMBER, SESSION, Done, Shell, received, shell
+from tests.support.commanding import COLLABORATOR, EVERY_RELEASE, LABEL, MEMBER, SESSION, Done, Shell, received, shell
 from tests.support.mounting import LIMIT
 from xnatfs.demo.server.app import Request
-from xnatfs.demo.server.releases import RELEASES
 from xnatfs.demo.server.reply import Reply
 from xnatfs.demo.server.request_bodies import Body
 
 ARCHIVE = "/data/services/archive"
 MINE = ("-P", "MYPROJECT")
-
-
-EVERY_RELEASE = pytest.mark.parametrize("release", RELEASES)
-
-
-@pytest.fixture
-def release() -> str:
-    return "1.8"
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, release: str) -> Iterator[Shell]:
-    with shell(tmp_path / "home", release=RELEASES[release]) as made:
-        yield made
 
 
 def labels(shell: Shell) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.test_manners import Held
+from tests.cli.test_manners import HeldReplies
 from tests.fuse.test_mount import wait_for
 from tests.support.commanding import LABEL, OWNER, PASSWORD, SESSION, Shell, shell
 from tests.support.mounting import Mount, mounting, run
@@ -94,7 +94,7 @@ def mount(user: Shell) -> Iterator[Mount]:
 @pytest.mark.fuse
 def test_a_mount_is_watched_during_a_copy(user, mount, screen):
     path = f"projects/MYPROJECT/SUB001/{LABEL}/resources/BIG/big.bin"
-    held = Held(user, "/files/big.bin", passing=1)  # until then, open(2) waits
+    held = HeldReplies(user, "/files/big.bin", passing=1)  # until then, open(2) waits
     try:
         screen.run(f"xnatfs cache clear '{mount.path}'")
         screen.type(f"(cat '{mount.path}/{path}' | wc -c >copied) 2>/dev/null &")
@@ -143,7 +143,7 @@ def test_a_table_fits(screen):
 
 
 def test_a_bar_has_a_line_of_its_own_and_leaves_none(user, screen):
-    held = Held(user, r"/resources/[^/]+/files", passing=1)  # the bar stays until it is released
+    held = HeldReplies(user, r"/resources/[^/]+/files", passing=1)  # the bar stays until it is released
     try:
         screen.type(f"clear; rm -rf out; xnatctl session download -E {SESSION} --session-resources --out out")
         shown = screen.wait_for("/19 files")

@@ -45,7 +45,7 @@ def strange(desk: Desk) -> AbstractContextManager[str]:
 
 @contextmanager
 def untrusted(desk: Desk) -> Iterator[str]:
-    from tests.http.test_network import made_certificate
+    from tests.http.test_failures import made_certificate
     from tests.support.demos import serving as demo
 
     with demo(certificate=made_certificate(desk.root)) as served:

@@ -4,7 +4,6 @@ import json
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,15 +14,6 @@ from tests.support.mounting import environment, run
 from xnatfs.cli.ctl.main import commands
 from xnatfs.demo.server.app import Request
 from xnatfs.demo.server.reply import Reply
-
-
-@pytest.fixture(scope="module")
-def prompt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """Provide a shell for commands that change nothing."""
-    with shell(tmp_path_factory.mktemp("home")) as made:
-        made.receive("W")
-        yield made
-
 
 # -- starting ----------------------------------------------------------------------------------------------------
 
@@ -97,7 +87,7 @@ def test_every_command_has_help_with_an_example(command, capsys):
 
 PROFILES = "profiles:\n  one:\n    url: {url}\n  two:\n    url: {url}\n"
 
-ARCHIVE_W = ("prearchive", "archive", "-P", "MYPROJECT", "--session", "W")
+ARCHIVE_WAITING = ("prearchive", "archive", "-P", "MYPROJECT", "--session", "WAITING")
 # What is wrong; the file of profiles; the environment; the command; the status; what the one line says.
 WRONG: dict[str, tuple[str, dict[str, str | None], tuple[str, ...], int, str]] = {
     "no profile": ("", {"XNAT_URL": None}, ("project", "list"), 2, "which XNAT?"),
@@ -139,7 +129,7 @@ WRONG: dict[str, tuple[str, dict[str, str | None], tuple[str, ...], int, str]] =
     "an option before its noun": ("", {}, ("-P", "P", "session", "list"), 2, "give it after the command"),
     "an argument too many": ("", {}, ("session", "list", "P"), 2, "arguments: P (see xnatctl session list --help)"),
     "a password in argv": ("", {}, ("auth", "login", "--password", "x"), 2, "--password-stdin"),
-    "not allowed": ("", {"XNAT_USER": COLLABORATOR}, ARCHIVE_W, 6, "Member"),
+    "not allowed": ("", {"XNAT_USER": COLLABORATOR}, ARCHIVE_WAITING, 6, "Member"),
     "nothing there": ("", {"XNAT_URL": DEAD}, ("project", "list"), 4, "cannot be reached: Connection refused"),
     "not an address": ("", {"XNAT_URL": "xnat.example.org"}, ("project", "list"), 2, "xnat.example.org"),
     "upload of nothing": ("", {}, ("session", "upload", "nothing", "-P", "A", "-S", "S", "-E", "E"), 2, "nothing"),

@@ -6,7 +6,8 @@ import tarfile
 import httpx
 import pytest
 
-from xnatfs.demo.archive.model import Archive, Resource, Scan, User
+from tests.support.changing import archive_of_jane
+from xnatfs.demo.archive.model import Archive, Resource, Scan
 from xnatfs.demo.server.releases import RELEASES, XNAT_1_6, XNAT_1_8
 
 SESSION = "/data/experiments/DEMO_E00001"
@@ -14,10 +15,8 @@ SESSION = "/data/experiments/DEMO_E00001"
 
 @pytest.fixture
 def archive() -> Archive:
-    made = Archive()
-    made.users["jane"] = User("jane", "JANE")
-    project = made.project("P", "P", jane="Owners")
-    session = made.experiment(made.subject(project, "SUBJ"), "MR")
+    made = archive_of_jane()
+    session = made.experiment(made.subject(made.projects["P"], "SUBJ"), "MR")
     made.scan(session, "1")
     made.scan(session, "2")
     return made

@@ -8,7 +8,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from xnatfs.demo.archive.model import Archive, User
+from tests.support.changing import archive_of_jane
+from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.content.zips import Member, zipped
 from xnatfs.demo.server.reply import Slice
 
@@ -18,9 +19,8 @@ LONG = "1.2.840.113654.2.45.2.108105." * 5 + "dcm"
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
-    made = Archive()
-    made.users["jane"] = User("jane", "JANE")
-    project = made.project("P", "P", jane="Owners")
+    made = archive_of_jane()
+    project = made.projects["P"]
     subject = made.subject(project, "SUBJ")
     session = made.experiment(subject, "MR")
     scan = made.scan(session, "1", "T1/3D & more")

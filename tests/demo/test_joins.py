@@ -2,8 +2,8 @@
 
 import pytest
 
-from tests.support.changing import rows
-from xnatfs.demo.archive.model import Archive, User
+from tests.support.changing import archive_of_jane, rows
+from xnatfs.demo.archive.model import Archive
 
 ASSESSORS = "/data/experiments?xsiType=xnat:imageAssessorData&columns=ID,label,date,xsiType,session_ID"
 LABEL = "xnat:subjectdata/resources/resource/label"
@@ -16,9 +16,8 @@ SCANS = "/data/experiments?project=P&xsiType=xnat:imageSessionData&columns=ID,xn
 @pytest.fixture
 def archive() -> Archive:
     """Make P with a session for each of two subjects; the first has two assessors, one of them of Q, and resources."""
-    made = Archive()
-    made.users["jane"] = User("jane", "JANE")
-    project, other = made.project("P", "P", jane="Owners"), made.project("Q", "Q", jane="Owners")
+    made = archive_of_jane()
+    project, other = made.projects["P"], made.project("Q", "Q", jane="Owners")
     made.project("HIDDEN", "Not for Jane")
     sessions = [made.experiment(made.subject(project, name), f"{name}_MR") for name in ("A", "B")]
     for session in sessions:

@@ -5,8 +5,8 @@ import xml.etree.ElementTree as ET
 import httpx
 import pytest
 
-from tests.support.changing import rows
-from xnatfs.demo.archive.model import Archive, User
+from tests.support.changing import archive_of_jane, rows
+from xnatfs.demo.archive.model import Archive
 
 BASE = "/data/projects/P"
 NAMES = [f"S{number:02}" for number in range(12)]
@@ -15,9 +15,8 @@ NAMES = [f"S{number:02}" for number in range(12)]
 @pytest.fixture(scope="module")
 def archive() -> Archive:
     """Make P with a dozen subjects with an MR session each, one PET session and one blood test. One is shared."""
-    made = Archive()
-    made.users["jane"] = User("jane", "JANE")
-    project, other = made.project("P", "P", jane="Owners"), made.project("Q", "Q", jane="Members")
+    made = archive_of_jane()
+    project, other = made.projects["P"], made.project("Q", "Q", jane="Members")
     made.project("HIDDEN", "Not for Jane")
     for name in NAMES:
         session = made.experiment(made.subject(project, name), f"{name}_MR")

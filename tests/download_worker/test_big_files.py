@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 
-from tests.download_worker.test_worker import Server, children
-from tests.http.test_network import made_certificate
+from tests.download_worker.test_process import ScriptedServer, children
+from tests.http.test_failures import made_certificate
 from tests.support.content_fakes import BIG, MiB
 from tests.support.demos import Demo, serving
 from xnatfs.common.errors import Unreachable
@@ -242,7 +242,7 @@ async def served_slowly(content: bytes) -> AsyncIterator[tuple[trio.Event, str]]
 
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, Server(act), [listener])
+        nursery.start_soon(trio.serve_listeners, ScriptedServer(act), [listener])
         yield release, f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
         nursery.cancel_scope.cancel()
 

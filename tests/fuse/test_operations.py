@@ -356,7 +356,7 @@ async def test_a_file_is_read_and_its_pages_kept(server, tmp_path):
             await ops.release(info.fh)
 
 
-class Held(File):
+class FileInMemory(File):
     """A file in memory that arrived with others."""
 
     measured = True
@@ -383,7 +383,10 @@ async def test_what_is_in_memory_is_in_the_kernels_pages_before_it_asks(server, 
     stored: list[tuple[InodeT, int, bytes]] = []
     async with opened(server, tmp_path) as site:
         ops = Operations(Root(site), Ownership(12, 34), lambda *given: stored.append(given))
-        small, large = Held(site, "small", b"x" * GIVEN_BYTES), Held(site, "large", b"x" * (GIVEN_BYTES + 1))
+        small, large = (
+            FileInMemory(site, "small", b"x" * GIVEN_BYTES),
+            FileInMemory(site, "large", b"x" * (GIVEN_BYTES + 1)),
+        )
         inode = look_up_node(ops, small)
         first = await ops.open(inode, READ, CONTEXT)
         assert stored == [(inode, 0, b"x" * GIVEN_BYTES)]
@@ -406,7 +409,7 @@ async def test_what_the_kernel_does_not_take_is_read(server, tmp_path):
 
     async with opened(server, tmp_path) as site:
         ops = Operations(Root(site), Ownership(12, 34), refuse)
-        info = await ops.open(look_up_node(ops, Held(site, "a", b"0123")), READ, CONTEXT)
+        info = await ops.open(look_up_node(ops, FileInMemory(site, "a", b"0123")), READ, CONTEXT)
         assert bytes(await ops.read(info.fh, 1, 2)) == b"12"
         await ops.release(info.fh)
 

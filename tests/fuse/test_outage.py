@@ -5,7 +5,6 @@ import filecmp
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.demos import DemoProcess
 from tests.support.mounting import LIMIT, Mount, daemons, mounting, run
 from xnatfs.demo.fixtures.lab import PASSWORDS
 
@@ -41,46 +41,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
-class Server:
-    """A demo in a process of its own, which can be stopped in two ways."""
-
-    def __init__(self, data: Path) -> None:
-        self._data = data
-        self._process: subprocess.Popen[str] | None = None
-        self.url = ""
-        self.start()
-
-    def start(self) -> None:
-        """Start again on the same port."""
-        port = ["--port", self.url.rpartition(":")[2]] if self.url else []
-        command = [sys.executable, "-P", "-m", "xnatfs.demo", "--only-data", "--data", str(self._data), "--until-eof"]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen([*command, *port], stdin=pipe, stdout=pipe, text=True)
-        assert self._process.stdout is not None
-        self.url = self._process.stdout.readline().strip()
-
-    def stop(self) -> None:
-        """Stop listening."""
-        assert self._process is not None
-        self._process.kill()
-        self._process.communicate()
-
-    def freeze(self) -> None:
-        """Accept connections, and send nothing."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-    def back(self, how: str) -> None:
-        self.thaw() if how == "freeze" else self.start()
-
-
 @pytest.fixture
-def server(data: Path) -> Iterator[Server]:
-    served = Server(data)
+def server(data: Path) -> Iterator[DemoProcess]:
+    served = DemoProcess(data)
     try:
         yield served
     finally:
@@ -88,7 +51,7 @@ def server(data: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def mounted(server: Server, directory: Path, *options: str) -> Iterator[Mount]:
+def mounted(server: DemoProcess, directory: Path, *options: str) -> Iterator[Mount]:
     with mounting(server.url, directory, "--timeout", f"{TIMEOUT:g}", *options, **LOGIN) as mount:
         mount.expected_in_log += ["is unreachable", "is reachable", "no download process"]
         yield mount

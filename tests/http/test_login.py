@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.rest.test_client import URL, Server
+from tests.rest.test_client import URL, RecordingServer
 from tests.support.wire import App, Wire
 from xnatfs.common.errors import BadReply, LoginRequired, NotXnat, Unavailable
 from xnatfs.http.login import CONFIRMED_SECONDS, LOGOUT_TIMEOUT_SECONDS, REFUSED_SECONDS, Login
@@ -27,7 +27,7 @@ OTHER = "B" * 32
 ACCOUNT = Credentials("u", "p")
 
 
-class Counted(Server):
+class Counted(RecordingServer):
     """A server that answers by itself to `alive`, and records what it was asked, session included."""
 
     def lines(self) -> list[str]:
@@ -92,7 +92,7 @@ async def test_a_shared_session_is_found_by_the_next_program_and_left_alive(tmp_
 async def test_who_has_a_name_keeps_it(tmp_path):
     """Keep the configured name, whatever user a found session has."""
     store(tmp_path, "U").keep(TOKEN, 900)
-    async with logging_in(Server(), sessions=store(tmp_path)) as login:
+    async with logging_in(RecordingServer(), sessions=store(tmp_path)) as login:
         assert await login.token() == TOKEN
         assert login.username == "u"
 
@@ -172,7 +172,7 @@ async def test_a_session_that_cannot_be_stored_is_not_made_twice(tmp_path, caplo
 
 
 async def test_what_the_server_says_of_idling_is_kept_with_the_session(tmp_path):
-    server = Server()
+    server = RecordingServer()
 
     def answer(request: httpx.Request) -> httpx.Response:
         response = server(request)
@@ -188,7 +188,7 @@ async def test_what_the_server_says_of_idling_is_kept_with_the_session(tmp_path)
 
 async def test_each_answer_lengthens_the_life_of_a_shared_session(tmp_path):
     now = [1_700_000_000.0]
-    async with logging_in(Server(), sessions=store(tmp_path, clock=lambda: now[0])) as login:
+    async with logging_in(RecordingServer(), sessions=store(tmp_path, clock=lambda: now[0])) as login:
         token = await login.token()
         now[0] += 800
         login.record_reply(reply(200, "x=y", expiring(600)))
@@ -335,7 +335,7 @@ async def test_logging_out_ends_a_session_that_has_idled(tmp_path):
 
 
 async def test_a_login_shows_how_old_its_session_is_and_how_long_it_lives(autojump_clock, tmp_path):
-    async with logging_in(Server(), sessions=store(tmp_path)) as login:
+    async with logging_in(RecordingServer(), sessions=store(tmp_path)) as login:
         assert (login.expires_in, login.began_at) == (0.0, 0.0)
         await login.token()
         assert login.expires_in == float("inf")
@@ -345,7 +345,7 @@ async def test_a_login_shows_how_old_its_session_is_and_how_long_it_lives(autoju
             assert login.expires_in == pytest.approx(left)
     found = store(tmp_path).find()
     assert found is not None
-    async with logging_in(Server(), sessions=store(tmp_path)) as login:
+    async with logging_in(RecordingServer(), sessions=store(tmp_path)) as login:
         await login.token()
         assert login.began_at == found.created.timestamp()
 
@@ -447,7 +447,7 @@ async def test_what_is_missing_is_doubted_after_a_while(autojump_clock, status):
 
 async def test_the_name_is_believed_for_a_while(autojump_clock):
     """Trust the name for CONFIRMED_SECONDS, or for half the idle timeout of a session where that is less."""
-    async with logging_in(Server()) as login:
+    async with logging_in(RecordingServer()) as login:
         assert login.is_doubtful()
         await login.token()
         for seconds, doubtful in ((CONFIRMED_SECONDS, False), (0.1, True)):
@@ -555,7 +555,7 @@ async def test_who_is_told_a_name_is_alive(answers, alive):
 
 
 async def test_without_a_password_there_is_no_login():
-    async with logging_in(Server(), None) as login:
+    async with logging_in(RecordingServer(), None) as login:
         assert login.username == ""
         with pytest.raises(LoginRequired, match=rf"^the session on {URL}/ has ended.*'xnatctl auth login'"):
             await login.token()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.download_worker.test_worker import OK, Act, Server, answering, children, descriptor, silent_after
+from tests.download_worker.test_process import OK, Act, ScriptedServer, answering, children, descriptor, silent_after
 from tests.rest.test_client import ITEM
 from tests.support.content_fakes import BIG, MiB
 from xnatfs.common.errors import BadReply, TimedOut, Unreachable
@@ -30,9 +30,9 @@ LOGIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 32\r\n\
 
 
 @asynccontextmanager
-async def connected(*acts: Act) -> AsyncIterator[tuple[Server, Xnat]]:
+async def connected(*acts: Act) -> AsyncIterator[tuple[ScriptedServer, Xnat]]:
     """Connect to a server that accepts a login, and then does as it likes."""
-    server = Server(answering(LOGIN), *acts)
+    server = ScriptedServer(answering(LOGIN), *acts)
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, server, [listener])

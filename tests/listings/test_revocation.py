@@ -38,7 +38,7 @@ FILE = ("projects", "P", "S1", "E1", "scans", "1", "DICOM", "0.dcm")
 OTHER = ("projects", "Q", "S3", "E3", "scans", "1", "DICOM", "0.dcm")
 
 
-class Server(Model):
+class FailingServer(Model):
     """A server that can fail, and records its requests."""
 
     fault: Callable[[httpx.Request], httpx.Response | None] = staticmethod(lambda request: None)
@@ -67,12 +67,12 @@ def clock(monkeypatch) -> MockClock:
 
 
 @pytest.fixture
-def server() -> Server:
-    return Server()
+def server() -> FailingServer:
+    return FailingServer()
 
 
 @asynccontextmanager
-async def mounted(server: Server, directory: Path) -> AsyncIterator[tuple[Kernel, Site]]:
+async def mounted(server: FailingServer, directory: Path) -> AsyncIterator[tuple[Kernel, Site]]:
     config = Config("http://xnat", cache_dir=directory, timeout=5.0, ttl=TTL)
     async with open_site(config, Credentials(ACCOUNT, PASSWORD), Wire(server)) as site:
         site.stay()

@@ -206,7 +206,7 @@ async def test_a_resource_with_a_big_file_is_fetched_singly(server, tmp_path, mo
 # -- members that come late ------------------------------------------------------------------------------------------
 
 
-class Held(Tar):
+class PausedTar(Tar):
     """A tar of which so many members arrive, and the rest when `more` is set."""
 
     def __init__(self, files: Sequence[tuple[str, bytes]], most: int) -> None:
@@ -219,12 +219,24 @@ class Held(Tar):
         return await super().__anext__()
 
 
+class SlowTar(Tar):
+    """A tar that takes so many seconds for each member."""
+
+    def __init__(self, files: Sequence[tuple[str, bytes]], seconds: float) -> None:
+        super().__init__(files)
+        self.seconds = seconds
+
+    async def __anext__(self) -> bytes:
+        await trio.sleep(self.seconds)
+        return await super().__anext__()
+
+
 @pytest.mark.parametrize("most", [0, 1, 20])
 async def test_a_member_that_comes_late_is_requested_singly_and_the_tar_goes_on(
     server, tmp_path, patient_clock, monkeypatch, most
 ):
     monkeypatch.setattr(series_tar, "MEMBER_WAIT_SECONDS", 0.5)
-    made = [Held([(name(number), bytes_of(number)) for number in listed()], most)]
+    made = [PausedTar([(name(number), bytes_of(number)) for number in listed()], most)]
     tars(server, lambda: made[-1])
     late = listed()[30:33]
     async with opened(server, tmp_path) as site:
@@ -246,16 +258,11 @@ async def test_a_file_that_was_requested_singly_is_not_replaced_by_its_member(
     """Without a digest, the tar may bring the version before the one that was read, and of the same length."""
     monkeypatch.setattr(series_tar, "MEMBER_WAIT_SECONDS", 0.5)
 
-    class Slow(Tar):
-        async def __anext__(self) -> bytes:
-            await trio.sleep(0.1)
-            return await super().__anext__()
-
     rows = server.lists["experiments/X_E1/files"]
     assert isinstance(rows, list)
     for row in rows:
         row["digest"] = ""
-    tars(server, lambda: Slow([(name(number), bytes_of(number)) for number in listed()]))
+    tars(server, lambda: SlowTar([(name(number), bytes_of(number)) for number in listed()], 0.1))
     last = listed()[-1]
     server.files["7", name(last)] = newer = b"n" * SIZE
     async with opened(server, tmp_path) as site:
@@ -330,12 +337,7 @@ async def test_a_series_that_does_not_fit_into_the_cache_comes_with_its_reader(
 async def test_readers_that_go_away_draw_nothing_after_them(server, tmp_path, patient_clock):
     """End the wait of a cancelled reader, and nothing else."""
 
-    class Slow(Tar):
-        async def __anext__(self) -> bytes:
-            await trio.sleep(0.2)
-            return await super().__anext__()
-
-    made = tars(server, lambda: Slow([(name(number), bytes_of(number)) for number in listed()]))
+    made = tars(server, lambda: SlowTar([(name(number), bytes_of(number)) for number in listed()], 0.2))
     async with opened(server, tmp_path) as site:
         await read(site, 0)
         await read(site, 1)
@@ -612,7 +614,7 @@ def forget_listing(site: Site) -> None:
 
 
 async def test_a_tar_is_given_up_when_its_resource_is_another_one(server, tmp_path):
-    made = [Held([(name(number), bytes_of(number)) for number in listed()], 5)]
+    made = [PausedTar([(name(number), bytes_of(number)) for number in listed()], 5)]
     tars(server, lambda: made[-1])
     async with opened(server, tmp_path) as site:
         for number in listed()[:4]:
@@ -769,12 +771,7 @@ async def test_of_a_resource_whose_number_is_a_label_there_is_no_tar(server, tmp
 
 
 async def test_a_tar_that_does_not_begin_is_not_waited_for(server, tmp_path, patient_clock):
-    class Slow(Tar):
-        async def __anext__(self) -> bytes:
-            await trio.sleep(3600)
-            raise StopAsyncIteration
-
-    tars(server, lambda: Slow([]))
+    tars(server, lambda: SlowTar([], 3600))
     async with opened(server, tmp_path) as site:
         began = trio.current_time()
         for number in range(COUNT):

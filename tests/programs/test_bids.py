@@ -68,12 +68,6 @@ def demo() -> Iterator[Demo]:
 
 
 @pytest.fixture(scope="module")
-def mount(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    with mounting(demo.url, tmp_path_factory.mktemp("bids"), "--ttl", "1h", **demo.login) as mounted:
-        yield mounted
-
-
-@pytest.fixture(scope="module")
 def copies(mount: Mount, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy the view of each project out of the mount."""
     target = tmp_path_factory.mktemp("copies")

@@ -73,12 +73,6 @@ print(json.dumps([answers, rest()]))
 BYTES_OF_ONE_ENTRY = 280  # getdents64(2) takes no buffer that cannot hold the longest name
 
 
-@pytest.fixture(scope="module")
-def mount(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    with mounting(demo.url, tmp_path_factory.mktemp("directory"), **demo.login) as mount:
-        yield mount
-
-
 def python(code: str, *arguments: object) -> Any:
     done = run(sys.executable, "-c", code, *map(str, arguments))
     assert done.returncode == 0, done.stderr

@@ -21,7 +21,7 @@ import httpx
 import pytest
 import trio
 
-from tests.download_worker.test_worker import children
+from tests.download_worker.test_process import children
 from tests.support.commanding import LABEL, OWNER, PASSWORD, page_archive
 from tests.support.demos import serving
 from tests.support.mounting import SCRIPTS, end, environment, mounting, run

@@ -12,7 +12,7 @@ import pydicom
 import pytest
 
 from tests.support.demos import Demo, serving
-from tests.support.mounting import SCRIPTS, Mount, mounting, run
+from tests.support.mounting import SCRIPTS, run
 from tests.support.real_data import PROJECT, WITHOUT, list_as_on_disk, sample_sessions
 from tests.support.walk import MADE
 from xnatfs.tree.names import escape
@@ -37,12 +37,6 @@ def demo(local: Path) -> Iterator[Demo]:
     with serving(local) as served:
         list_as_on_disk(served.archive, local)
         yield served
-
-
-@pytest.fixture(scope="module")
-def mount(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    with mounting(demo.url, tmp_path_factory.mktemp("real"), **demo.login) as mounted:
-        yield mounted
 
 
 def files(directory: Path) -> dict[tuple[str, ...], str]:

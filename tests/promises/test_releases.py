@@ -31,7 +31,7 @@ Names = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenEntry:
     """An entry of the tree, as a program sees it."""
 
     kind: str
@@ -48,10 +48,10 @@ async def opened(demo: DemoXnat, directory: Path) -> AsyncIterator[Site]:
         yield site
 
 
-async def walk(node: Node, path: Names = ()) -> dict[Names, Seen]:
+async def walk(node: Node, path: Names = ()) -> dict[Names, SeenEntry]:
     """Walk everything below a directory, and read files whole."""
     if isinstance(node, Link):
-        return {path: Seen("link", target=await node.follow())}
+        return {path: SeenEntry("link", target=await node.follow())}
     if isinstance(node, File):
         return {path: await read(node)}
     assert isinstance(node, Dir)
@@ -59,8 +59,8 @@ async def walk(node: Node, path: Names = ()) -> dict[Names, Seen]:
         nodes = (await node.children()).nodes
         below = {name: nodes[name] for name in nodes}
     except XnatError as error:
-        return {path: Seen("dir", error=errno.errorcode[errno_of(error)])}
-    found = {path: Seen("dir")}
+        return {path: SeenEntry("dir", error=errno.errorcode[errno_of(error)])}
+    found = {path: SeenEntry("dir")}
     for name, child in below.items():
         if child.is_generated:  # of listings that are compared themselves
             continue
@@ -68,7 +68,7 @@ async def walk(node: Node, path: Names = ()) -> dict[Names, Seen]:
     return found
 
 
-async def read(file: File) -> Seen:
+async def read(file: File) -> SeenEntry:
     try:
         blob = await file.open()
         try:
@@ -76,8 +76,8 @@ async def read(file: File) -> Seen:
         finally:
             blob.close()
     except XnatError as error:
-        return Seen("file", error=errno.errorcode[errno_of(error)])
-    return Seen("file", len(content), hashlib.md5(content).hexdigest())
+        return SeenEntry("file", error=errno.errorcode[errno_of(error)])
+    return SeenEntry("file", len(content), hashlib.md5(content).hexdigest())
 
 
 # Files of one resource that no URL names. The tar of an old release ends before them, at a name that is too long, and
@@ -85,15 +85,15 @@ async def read(file: File) -> Seen:
 BEYOND_THE_TAR = ("back\\slash.txt", "new\nline.txt")
 
 
-def expected(entry: ManifestEntry, digests: bool, release: Release) -> Seen:
+def expected(entry: ManifestEntry, digests: bool, release: Release) -> SeenEntry:
     error = entry.error
     if release.tar_name and entry.path[-1] in BEYOND_THE_TAR:
         error = "EIO"
     if not digests and entry.path[-1].startswith("wrong-digest"):
         error = ""  # bytes that are not as the catalogue says cannot be told from others
     if entry.kind != "file" or error:
-        return Seen(entry.kind, target=entry.target, error=error)
-    return Seen("file", entry.size, entry.md5)
+        return SeenEntry(entry.kind, target=entry.target, error=error)
+    return SeenEntry("file", entry.size, entry.md5)
 
 
 def with_pages(archive: DemoArchive) -> None:

@@ -46,7 +46,7 @@ PASSWORD = "hush-hush-the-password"
 
 
 @dataclass
-class Seen:
+class UsedMount:
     """A mount that was used, and what it has left behind."""
 
     home: Path
@@ -60,7 +60,7 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UsedMount]:
     """Mount without a umask, with the full log, open to all users, and read a big file."""
     root = tmp_path_factory.mktemp("seen")
     home, place, log = root / "home", root / "mnt", root / "home" / "log"
@@ -87,7 +87,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             children = daemons(home)
             made = [home, *home.rglob("*")]
             proc = {name: Path("/proc", str(child)) for child in children for name in [str(child)]}
-            yield Seen(
+            yield UsedMount(
                 home,
                 done.stderr,
                 log.read_text(),

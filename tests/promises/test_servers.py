@@ -55,7 +55,7 @@ def with_many_scans(archive: DemoArchive) -> None:
 
 
 @dataclass(frozen=True)
-class Server:
+class UnusualServer:
     """A server, by how it differs from the demo."""
 
     options: dict[str, Any] = field(default_factory=dict)
@@ -64,21 +64,23 @@ class Server:
 
 
 SERVERS = {
-    "no ranges": Server({"ranges": False}, says=("files are read from their start",)),
-    "no digests": Server({"digests": False}),
-    "no sizes": Server(change=without_sizes),
-    "neither ranges nor sizes": Server({"ranges": False}, without_sizes, ("files are read from their start",)),
-    "open to guests": Server({"require_login": False}),
-    "under a sub-path": Server({"context_path": "/xnat"}),
-    "one session for each account": Server({"max_sessions": 1}),
-    "short sessions": Server({"session_ttl": 1.0}),
-    "short sessions, open to guests": Server({"session_ttl": 1.0, "require_login": False}),
-    "short sessions, one for each account": Server({"session_ttl": 1.0, "max_sessions": 1}),
-    "labels of old data": Server(change=with_old_labels),
-    "a broken catalogue": Server(change=with_broken_catalogue, says=("cannot be listed", "cannot read the catalogue")),
-    "35 scans": Server(change=with_many_scans),
-    "the oldest release": Server({"release": XNAT_1_6}),
-    "the newest release": Server({"release": XNAT_1_11}),
+    "no ranges": UnusualServer({"ranges": False}, says=("files are read from their start",)),
+    "no digests": UnusualServer({"digests": False}),
+    "no sizes": UnusualServer(change=without_sizes),
+    "neither ranges nor sizes": UnusualServer({"ranges": False}, without_sizes, ("files are read from their start",)),
+    "open to guests": UnusualServer({"require_login": False}),
+    "under a sub-path": UnusualServer({"context_path": "/xnat"}),
+    "one session for each account": UnusualServer({"max_sessions": 1}),
+    "short sessions": UnusualServer({"session_ttl": 1.0}),
+    "short sessions, open to guests": UnusualServer({"session_ttl": 1.0, "require_login": False}),
+    "short sessions, one for each account": UnusualServer({"session_ttl": 1.0, "max_sessions": 1}),
+    "labels of old data": UnusualServer(change=with_old_labels),
+    "a broken catalogue": UnusualServer(
+        change=with_broken_catalogue, says=("cannot be listed", "cannot read the catalogue")
+    ),
+    "35 scans": UnusualServer(change=with_many_scans),
+    "the oldest release": UnusualServer({"release": XNAT_1_6}),
+    "the newest release": UnusualServer({"release": XNAT_1_11}),
 }
 
 

@@ -51,7 +51,7 @@ class Pieces(httpx.AsyncByteStream):
             raise httpx.ReadError("connection reset")
 
 
-class Server:
+class RecordingServer:
     """An XNAT with sessions, and with answers that the test writes. It records the requests."""
 
     def __init__(self, answer: Answer | None = None, *, open_site: bool = False) -> None:
@@ -105,7 +105,7 @@ def always(response: Callable[[], httpx.Response]) -> Answer:
 
 
 @asynccontextmanager
-async def connected(server: Server, password: str = "p", patience: float = 60.0) -> AsyncIterator[Xnat]:
+async def connected(server: RecordingServer, password: str = "p", patience: float = 60.0) -> AsyncIterator[Xnat]:
     config = Config(URL, timeout=patience)
     async with open_xnat(config, Credentials("u", password), Wire(server)) as xnat:
         yield xnat
@@ -122,7 +122,7 @@ async def read(xnat: Xnat, start: int = 0, size: int | None = None) -> tuple[int
 
 
 async def test_ten_requests_at_once_make_one_login_and_close_it():
-    server = Server(always(lambda: table([{"ID": "P1"}])))
+    server = RecordingServer(always(lambda: table([{"ID": "P1"}])))
     async with connected(server) as xnat:
         async with trio.open_nursery() as nursery:
             for _ in range(10):
@@ -133,7 +133,7 @@ async def test_ten_requests_at_once_make_one_login_and_close_it():
 
 
 async def test_a_session_that_died_is_made_again_once_for_everybody():
-    server = Server(always(lambda: table([{"ID": "P1"}])))
+    server = RecordingServer(always(lambda: table([{"ID": "P1"}])))
     async with connected(server) as xnat:
         await xnat.projects()
         server.alive.clear()
@@ -144,10 +144,12 @@ async def test_a_session_that_died_is_made_again_once_for_everybody():
 
 
 async def test_an_open_site_that_answers_as_guest_is_noticed_by_its_cookie():
-    server = Server(open_site=True)
-    server.answer = lambda r: table([{"ID": "P1"}] * (2 if Server.sent(r) in server.alive else 1))
+    server = RecordingServer(open_site=True)
+    server.answer = lambda r: table([{"ID": "P1"}] * (2 if RecordingServer.sent(r) in server.alive else 1))
     async with connected(server) as xnat:
-        server.answer = lambda r: table([{"ID": "P1"}, {"ID": "P2"}][: 2 if Server.sent(r) in server.alive else 1])
+        server.answer = lambda r: table(
+            [{"ID": "P1"}, {"ID": "P2"}][: 2 if RecordingServer.sent(r) in server.alive else 1]
+        )
         await xnat.projects()
         server.alive.clear()
         assert [project.id for project in await xnat.projects()] == ["P1", "P2"]
@@ -160,7 +162,7 @@ async def test_a_foreign_cookie_from_a_live_session_is_believed_only_once():
         response.headers["set-cookie"] = "JSESSIONID=BALANCER0123456789; Path=/"
         return response
 
-    server = Server(answer)
+    server = RecordingServer(answer)
     async with connected(server) as xnat:
         for _ in range(3):
             await xnat.projects()
@@ -176,7 +178,7 @@ async def test_a_foreign_cookie_from_a_live_session_is_believed_only_once():
     ],
 )
 async def test_a_login_page_instead_of_data_is_a_lost_session(page):
-    server = Server()
+    server = RecordingServer()
 
     def answer(request: httpx.Request) -> httpx.Response:
         if len(server.sessions) == 1:
@@ -191,7 +193,7 @@ async def test_a_login_page_instead_of_data_is_a_lost_session(page):
 
 
 async def test_an_empty_answer_is_doubted_when_the_session_has_long_not_been_confirmed(autojump_clock):
-    server = Server()
+    server = RecordingServer()
     async with connected(server) as xnat:
         await xnat.projects()
         assert server.asked() == ["GET /site/data/projects?format=json"]
@@ -207,7 +209,7 @@ async def test_a_session_that_idled_longer_than_the_server_allows_is_not_sent(au
         response.headers["set-cookie"] = 'SESSION_EXPIRATION_TIME="1719312000000,900000"; Version=1'
         return response
 
-    server = Server(answer)
+    server = RecordingServer(answer)
     async with connected(server) as xnat:
         for pause in (0, 800, 800, 901):
             await trio.sleep(pause)
@@ -216,7 +218,7 @@ async def test_a_session_that_idled_longer_than_the_server_allows_is_not_sent(au
 
 
 async def test_a_refused_password_is_not_offered_again(autojump_clock):
-    server = Server()
+    server = RecordingServer()
     async with connected(server, password="wrong") as xnat:
         for _ in range(3):
             with pytest.raises(LoginRequired, match="wrong user or password, a locked account, or too many sessions"):
@@ -225,7 +227,7 @@ async def test_a_refused_password_is_not_offered_again(autojump_clock):
 
 
 async def test_a_401_that_stays_is_not_asked_for_ever():
-    server = Server(always(lambda: httpx.Response(401)))
+    server = RecordingServer(always(lambda: httpx.Response(401)))
     async with connected(server) as xnat:
         with pytest.raises(LoginRequired, match="right after logging in"):
             await xnat.projects()
@@ -248,7 +250,7 @@ async def test_a_session_may_be_lost_again_while_a_request_is_under_way(times, e
             server.alive.clear()
         return server(request)
 
-    server = Server(always(lambda: table([{"ID": "P1"}])))
+    server = RecordingServer(always(lambda: table([{"ID": "P1"}])))
     async with open_xnat(Config(URL, timeout=60.0), Credentials("u", "p"), Wire(forgetful)) as xnat:
         if ends_well:
             assert len(await xnat.projects()) == 1
@@ -263,7 +265,7 @@ async def test_a_session_may_be_lost_again_while_a_request_is_under_way(times, e
 
 async def test_what_others_have_lost_is_not_counted(autojump_clock):
     """Ignore sessions that other requests lose again and again while a slow list is under way."""
-    server = Server()
+    server = RecordingServer()
 
     async def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/slow"):
@@ -284,7 +286,7 @@ async def test_what_others_have_lost_is_not_counted(autojump_clock):
 
 async def test_the_cookie_of_a_401_says_nothing_of_the_cookies_of_answers():
     """Notice a guest's session still by its cookie."""
-    server = Server(open_site=True)
+    server = RecordingServer(open_site=True)
     refused = {"set-cookie": f"JSESSIONID={'F' * 32}; Path=/"}
     server.answer = lambda request: (
         httpx.Response(401, headers=refused) if request.url.path.endswith("/scans") else table([{"ID": "P1"}])
@@ -325,7 +327,7 @@ async def test_an_expired_password_is_a_matter_of_logging_in():
 
 
 async def test_requests_say_who_asks_and_want_no_encoding():
-    server = Server()
+    server = RecordingServer()
     async with connected(server) as xnat:
         await xnat.projects()
     request = server.requests[1]
@@ -350,13 +352,13 @@ async def test_requests_say_who_asks_and_want_no_encoding():
     ],
 )
 async def test_another_envelope_than_a_list_is_a_bad_reply(body):
-    async with connected(Server(always(lambda: httpx.Response(200, json=body)))) as xnat:
+    async with connected(RecordingServer(always(lambda: httpx.Response(200, json=body)))) as xnat:
         with pytest.raises(BadReply):
             await xnat.scans("XNAT_E1")
 
 
 async def test_cut_json_is_a_bad_reply():
-    async with connected(Server(always(lambda: httpx.Response(200, content=b'{"ResultSet": {"Res')))) as xnat:
+    async with connected(RecordingServer(always(lambda: httpx.Response(200, content=b'{"ResultSet": {"Res')))) as xnat:
         with pytest.raises(BadReply, match="as JSON"):
             await xnat.projects()
 
@@ -367,14 +369,14 @@ async def test_cut_json_is_a_bad_reply():
 )
 async def test_statuses_have_their_errors(status, error, autojump_clock):
     page = "<html><h3>Unable to read subjects for Project: P</h3></html>"
-    async with connected(Server(always(lambda: httpx.Response(status, html=page)))) as xnat:
+    async with connected(RecordingServer(always(lambda: httpx.Response(status, html=page)))) as xnat:
         with pytest.raises(error) as caught:
             await xnat.subjects("P")
     assert "Unable to read subjects" in str(caught.value) or status == 301
 
 
 async def test_a_500_is_asked_once_more_and_no_oftener(autojump_clock):
-    server = Server(always(lambda: httpx.Response(500)))
+    server = RecordingServer(always(lambda: httpx.Response(500)))
     async with connected(server) as xnat:
         with pytest.raises(BadReply):
             await xnat.scans("BAD")
@@ -391,14 +393,14 @@ async def test_a_gateway_that_fails_is_asked_again_until_it_answers(autojump_clo
         status = statuses.pop(0)
         return table([{"ID": "P1"}]) if status == 200 else httpx.Response(status)
 
-    async with connected(Server(answer)) as xnat:
+    async with connected(RecordingServer(answer)) as xnat:
         assert len(await xnat.projects()) == 1
     assert statuses == []
 
 
 async def test_retry_after_is_obeyed(autojump_clock):
     replies = [httpx.Response(503, headers={"retry-after": "20"}), table([])]
-    async with connected(Server(lambda request: replies.pop(0))) as xnat:
+    async with connected(RecordingServer(lambda request: replies.pop(0))) as xnat:
         started = trio.current_time()
         await xnat.projects()
         assert trio.current_time() - started >= 15
@@ -408,7 +410,7 @@ async def test_a_server_that_stays_away_is_given_up_within_the_timeout(autojump_
     def answer(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    server = Server(answer)
+    server = RecordingServer(answer)
     async with connected(server, patience=30) as xnat:
         await xnat.login.token()
         started = trio.current_time()
@@ -421,7 +423,7 @@ async def test_a_certificate_that_is_not_trusted_is_said_at_once(autojump_clock)
     def answer(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("self-signed") from ssl.SSLCertVerificationError(1, "CERTIFICATE_VERIFY_FAILED")
 
-    server = Server(answer)
+    server = RecordingServer(answer)
     async with connected(server) as xnat:
         await xnat.login.token()
         with pytest.raises(Unreachable, match="is not trusted.*--ca-bundle"):
@@ -455,7 +457,7 @@ class Files:
 
 
 async def test_a_file_is_asked_for_by_number_and_encoded_path():
-    server = Server(Files())
+    server = RecordingServer(Files())
     async with connected(server) as xnat:
         assert await read(xnat) == (0, CONTENT)
     assert server.asked() == ["GET /site/data/experiments/XNAT_E1/resources/34/files/a%20b/c%231.dcm"]
@@ -463,7 +465,7 @@ async def test_a_file_is_asked_for_by_number_and_encoded_path():
 
 async def test_a_range_is_never_asked_past_the_end():
     files = Files()
-    async with connected(Server(files)) as xnat:
+    async with connected(RecordingServer(files)) as xnat:
         assert await read(xnat, 10000, len(CONTENT)) == (10000, CONTENT[10000:])
         assert xnat.ranged is True
     assert files.asked == [f"bytes=10000-{len(CONTENT) - 1}"]
@@ -471,7 +473,7 @@ async def test_a_range_is_never_asked_past_the_end():
 
 async def test_a_server_that_ignores_ranges_is_taken_at_its_word_and_not_asked_again():
     files = Files(ranged=False)
-    async with connected(Server(files)) as xnat:
+    async with connected(RecordingServer(files)) as xnat:
         assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
         assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
         assert xnat.ranged is False
@@ -488,14 +490,14 @@ async def test_another_range_than_was_asked_for_is_not_used(content_range):
             response.headers["content-range"] = content_range
         return response
 
-    async with connected(Server(answer)) as xnat:
+    async with connected(RecordingServer(answer)) as xnat:
         assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
         assert xnat.ranged is False
 
 
 async def test_a_refused_range_is_asked_for_whole_once(autojump_clock):
     files = Files()
-    server = Server(lambda r: httpx.Response(501) if "range" in r.headers else files(r))
+    server = RecordingServer(lambda r: httpx.Response(501) if "range" in r.headers else files(r))
     async with connected(server) as xnat:
         assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
     assert len(server.asked()) == 2
@@ -512,7 +514,7 @@ async def test_a_server_that_has_granted_ranges_is_asked_for_more_until_it_refus
             return httpx.Response(refusal, content=CONTENT)
         return files(request)
 
-    async with connected(Server(answer)) as xnat:
+    async with connected(RecordingServer(answer)) as xnat:
         assert (await read(xnat, 10000, len(CONTENT)))[0] == 10000
         for granted in (True, True, False):
             refused = True
@@ -532,7 +534,7 @@ async def test_a_server_that_refuses_ranges_is_asked_for_one_again_after_a_while
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(416) if refuses and "range" in request.headers else files(request)
 
-    async with connected(Server(answer)) as xnat:
+    async with connected(RecordingServer(answer)) as xnat:
         if granted:
             await read(xnat, 10000, len(CONTENT))
         refuses = True
@@ -556,7 +558,7 @@ async def test_a_server_that_refuses_ranges_is_asked_for_one_again_after_a_while
 
 
 async def test_a_fault_that_is_not_of_the_range_says_nothing_of_ranges(autojump_clock):
-    server = Server(always(lambda: httpx.Response(500)))
+    server = RecordingServer(always(lambda: httpx.Response(500)))
     async with connected(server) as xnat:
         with pytest.raises(BadReply, match="answers 500"):
             await read(xnat, 10, 100)
@@ -566,7 +568,7 @@ async def test_a_fault_that_is_not_of_the_range_says_nothing_of_ranges(autojump_
 
 
 async def test_a_missing_file_says_nothing_of_ranges():
-    async with connected(Server(always(lambda: httpx.Response(404)))) as xnat:
+    async with connected(RecordingServer(always(lambda: httpx.Response(404)))) as xnat:
         with pytest.raises(NotFound):
             await read(xnat, 10, 100)
         assert xnat.ranged is None
@@ -576,7 +578,7 @@ async def test_a_missing_file_says_nothing_of_ranges():
 async def test_a_connection_that_breaks_is_taken_up_where_it_broke(ranged, autojump_clock):
     files = Files(ranged=ranged)
     files.breaks = [3000, 5500, 1]
-    async with connected(Server(files)) as xnat:
+    async with connected(RecordingServer(files)) as xnat:
         assert await read(xnat) == (0, CONTENT)
 
 
@@ -589,7 +591,7 @@ async def test_a_file_that_changed_meanwhile_is_stale(autojump_clock):
         files.modified = "Wed, 03 Jan 2024 03:04:05 GMT"
         return response
 
-    async with connected(Server(answer)) as xnat:
+    async with connected(RecordingServer(answer)) as xnat:
         with pytest.raises(Stale):
             await read(xnat)
 
@@ -641,7 +643,7 @@ class Versions:
 @pytest.mark.parametrize(("headers", "validator"), STRONG)
 async def test_a_download_goes_on_by_a_range_of_the_version_that_was_begun(autojump_clock, headers, validator):
     files = Versions(headers, headers)
-    async with connected(Server(files)) as xnat:
+    async with connected(RecordingServer(files)) as xnat:
         assert await read(xnat) == (0, CONTENT)
     assert files.asked == [("", ""), (f"bytes=3500-{len(CONTENT) - 1}", validator)]
 
@@ -652,7 +654,7 @@ async def test_two_versions_are_never_joined(autojump_clock, headers, validator,
     """Raise Stale for a server that answers If-Range with the other version, whole, and for one that sends a range."""
     files = Versions(headers, {"last-modified": SOON, "etag": '"another"'}, bytes(len(CONTENT)))
     files.ranged = ranged
-    async with connected(Server(files)) as xnat:
+    async with connected(RecordingServer(files)) as xnat:
         with pytest.raises(Stale, match="changed on the server"):
             await read(xnat)
         assert (xnat.ranged is False) is False, "to answer If-Range with all of another version is no refusal of ranges"
@@ -663,7 +665,7 @@ async def test_two_versions_are_never_joined(autojump_clock, headers, validator,
 async def test_without_a_strong_validator_a_download_begins_anew(autojump_clock, headers, breaks_at):
     files = Versions(headers, headers)
     files.breaks_at = breaks_at
-    async with connected(Server(files)) as xnat:
+    async with connected(RecordingServer(files)) as xnat:
         assert await read(xnat) == (0, CONTENT)
     assert files.asked == [("", "")] * 2
 
@@ -673,7 +675,7 @@ async def test_without_a_strong_validator_a_download_begins_anew(autojump_clock,
 async def test_what_comes_anew_must_be_what_came_before(autojump_clock, headers, at):
     """Raise Stale for a body of equal length and headers in which one byte that was already served differs."""
     files = Versions(headers, headers, CONTENT[:at] + b"?" + CONTENT[at + 1 :])
-    async with connected(Server(files)) as xnat:
+    async with connected(RecordingServer(files)) as xnat:
         with pytest.raises(Stale, match="changed on the server"):
             await read(xnat)
 
@@ -681,7 +683,7 @@ async def test_what_comes_anew_must_be_what_came_before(autojump_clock, headers,
 async def test_what_was_not_handed_out_may_be_another_version(autojump_clock):
     """Serve bytes of one version: that of the second reply."""
     newer = CONTENT[:5000] + b"?" * (len(CONTENT) - 5000)
-    async with connected(Server(Versions({}, {}, newer))) as xnat:
+    async with connected(RecordingServer(Versions({}, {}, newer))) as xnat:
         assert await read(xnat) == (0, newer)
 
 
@@ -689,7 +691,7 @@ async def test_a_range_without_its_version_is_not_joined(autojump_clock):
     """Request the whole file, whose reply states its version."""
     files = Versions({"last-modified": MODIFIED}, {"last-modified": MODIFIED})
     files.dated_ranges = False
-    async with connected(Server(files)) as xnat:
+    async with connected(RecordingServer(files)) as xnat:
         assert await read(xnat) == (0, CONTENT)
     assert [wanted for wanted, _ in files.asked] == ["", f"bytes=3500-{len(CONTENT) - 1}", ""]
 
@@ -697,7 +699,7 @@ async def test_a_range_without_its_version_is_not_joined(autojump_clock):
 async def test_with_a_digest_a_download_goes_on_by_a_range(autojump_clock):
     """Resume by a range, as the digest reveals in the end what was joined wrongly."""
     files = Versions({}, {})
-    async with connected(Server(files)) as xnat:
+    async with connected(RecordingServer(files)) as xnat:
         async with xnat.download(ITEM, FILE._replace(digest="0" * 32)) as download:
             assert b"".join([chunk async for chunk in download.chunks]) == CONTENT
     assert files.asked == [("", ""), (f"bytes=3500-{len(CONTENT) - 1}", "")]
@@ -725,7 +727,7 @@ async def test_the_odd_ranges_of_real_servers_are_never_data(autojump_clock, sta
         headers = {"content-length": str(length), "last-modified": MODIFIED}
         return httpx.Response(status, headers={**headers, "content-range": content_range}, stream=Pieces(b"?" * 240))
 
-    async with connected(Server(answer)) as xnat:
+    async with connected(RecordingServer(answer)) as xnat:
         assert await read(xnat, 10000, len(CONTENT)) == (0, CONTENT)
 
 
@@ -734,7 +736,7 @@ async def test_more_than_the_range_that_was_asked_for_is_an_error():
         headers = {"content-range": f"bytes 10-19/{len(CONTENT)}", "transfer-encoding": "chunked"}
         return httpx.Response(206, headers=headers, stream=Pieces(CONTENT[10:21]))
 
-    async with connected(Server(answer)) as xnat:
+    async with connected(RecordingServer(answer)) as xnat:
         async with xnat.download(ITEM, FILE, 10, len(CONTENT), 20) as download:
             with pytest.raises(BadReply, match="more came"):
                 async for _ in download.chunks:
@@ -745,13 +747,13 @@ async def test_more_than_the_range_that_was_asked_for_is_an_error():
     ("headers", "framed"), [({}, False), ({"content-length": "10240"}, True), ({"transfer-encoding": "chunked"}, True)]
 )
 async def test_a_body_that_ends_with_its_connection_is_told_apart(headers, framed):
-    server = Server(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(CONTENT))))
+    server = RecordingServer(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(CONTENT))))
     async with connected(server) as xnat, xnat.download(ITEM, FILE) as download:
         assert download.framed is framed
 
 
 async def test_a_file_that_grew_is_stale_to_a_range():
-    async with connected(Server(Files())) as xnat:
+    async with connected(RecordingServer(Files())) as xnat:
         with pytest.raises(Stale):
             await read(xnat, 10, len(CONTENT) - 5)
 
@@ -759,29 +761,31 @@ async def test_a_file_that_grew_is_stale_to_a_range():
 async def test_a_connection_that_never_gets_on_is_given_up(autojump_clock):
     files = Files()
     files.breaks = [0] * 10000
-    async with connected(Server(files), patience=10) as xnat:
+    async with connected(RecordingServer(files), patience=10) as xnat:
         with pytest.raises(Unreachable):
             await read(xnat)
 
 
 async def test_a_page_is_no_file_and_an_html_file_is_one():
     headers = {"content-disposition": 'attachment; filename="report.html";'}
-    async with connected(Server(always(lambda: httpx.Response(200, html="<html>", headers=headers)))) as xnat:
+    async with connected(RecordingServer(always(lambda: httpx.Response(200, html="<html>", headers=headers)))) as xnat:
         assert await read(xnat) == (0, b"<html>")
-    async with connected(Server(always(lambda: httpx.Response(200, html="<html>")))) as xnat:
+    async with connected(RecordingServer(always(lambda: httpx.Response(200, html="<html>")))) as xnat:
         with pytest.raises(BadReply, match="web page"):
             await read(xnat)
 
 
 async def test_an_encoded_file_is_refused():
-    async with connected(Server(always(lambda: httpx.Response(200, headers={"content-encoding": "gzip"})))) as xnat:
+    async with connected(
+        RecordingServer(always(lambda: httpx.Response(200, headers={"content-encoding": "gzip"})))
+    ) as xnat:
         with pytest.raises(BadReply, match="Content-Encoding"):
             await read(xnat)
 
 
 async def test_heads_tell_the_size_and_the_date():
     headers = {"content-length": "77", "last-modified": MODIFIED}
-    async with connected(Server(always(lambda: httpx.Response(200, headers=headers)))) as xnat:
+    async with connected(RecordingServer(always(lambda: httpx.Response(200, headers=headers)))) as xnat:
         assert await xnat.head(ITEM, FILE) == (77, MODIFIED)
 
 
@@ -796,7 +800,7 @@ async def test_no_more_than_eight_downloads_at_once(autojump_clock):
         now -= 1
         return httpx.Response(200, content=b"x")
 
-    server = Server()
+    server = RecordingServer()
 
     async def handle(request: httpx.Request) -> httpx.Response:
         if "/files/" in request.url.path:
@@ -813,7 +817,7 @@ async def test_no_more_than_eight_downloads_at_once(autojump_clock):
 
 async def test_small_files_do_not_wait_for_large_ones():
     release = trio.Event()
-    server = Server()
+    server = RecordingServer()
 
     async def handle(request: httpx.Request) -> httpx.Response:
         if "/files/" not in request.url.path:

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.rest.test_client import CONTENT, FILE, ITEM, MODIFIED, URL, Pieces, Server, always, connected, table
+from tests.rest.test_client import CONTENT, FILE, ITEM, MODIFIED, URL, Pieces, RecordingServer, always, connected, table
 from tests.support.wire import Wire
 from xnatfs.common.errors import BadReply, ConfigError, LoginRequired, NotFound, Uncertain, Unreachable
 from xnatfs.http.clients import PARALLEL_DOWNLOADS
@@ -47,8 +47,8 @@ CATALOGUE = [
 ENTRIES = [FileRow(number, "x", 3, "", "", "", 0) for number in ("7", "8")]
 
 
-def asked(server: Server) -> list[str]:
-    """Return the requests as `Server.asked` does, without the escapes of the query."""
+def asked(server: RecordingServer) -> list[str]:
+    """Return the requests as `RecordingServer.asked` does, without the escapes of the query."""
     found = [request.partition("?") for request in server.asked()]
     return [path + mark + unquote_plus(query) for path, mark, query in found]
 
@@ -57,7 +57,7 @@ async def answered(
     call: Callable[[Xnat], Awaitable[Any]], answer: Callable[[], httpx.Response]
 ) -> tuple[Any, list[str]]:
     """Return the result of a call, and the requests that it sent."""
-    server = Server(always(answer))
+    server = RecordingServer(always(answer))
     async with connected(server) as xnat:
         found = await call(xnat)
     return found, asked(server)
@@ -191,7 +191,7 @@ async def test_a_list_of_subjects_without_their_resources_is_no_answer():
 async def test_a_long_list_comes_in_pieces_and_others_have_their_turn():
     """Parse a megabyte that arrives in one piece, while other tasks run before all of it was parsed."""
     body = table([{"ID": str(number), "name": "n" * 1000} for number in range(1000)]).content
-    server = Server(always(lambda: httpx.Response(200, stream=Pieces(body, size=len(body)))))
+    server = RecordingServer(always(lambda: httpx.Response(200, stream=Pieces(body, size=len(body)))))
     turns = 0
 
     async def count() -> None:
@@ -211,7 +211,7 @@ async def test_a_long_list_comes_in_pieces_and_others_have_their_turn():
 
 async def test_a_list_that_breaks_off_says_where(autojump_clock):
     body = table([{"ID": "P"}] * 1000).content
-    server = Server(always(lambda: httpx.Response(200, stream=Pieces(body, 1500))))
+    server = RecordingServer(always(lambda: httpx.Response(200, stream=Pieces(body, 1500))))
     async with connected(server) as xnat:
         with pytest.raises(Unreachable, match=f"^{URL}/data/projects"):
             await xnat.projects()
@@ -238,7 +238,7 @@ async def test_what_is_read_whole_and_breaks_off_is_asked_for_again_and_read_ane
     """Return what arrived before a break only once."""
     breaks_at = [1500, len(answer.content) - 1]
     replies = [*(Pieces(answer.content, at) for at in breaks_at), Pieces(answer.content)]
-    server = Server(lambda request: httpx.Response(200, stream=replies.pop(0)))
+    server = RecordingServer(lambda request: httpx.Response(200, stream=replies.pop(0)))
     unbroken, requests = await answered(call, lambda: httpx.Response(200, stream=Pieces(answer.content)))
     async with connected(server) as xnat:
         await xnat.login.token()
@@ -257,7 +257,7 @@ async def test_what_is_read_whole_and_breaks_off_is_asked_for_again_and_read_ane
     ],
 )
 async def test_what_is_handed_on_or_does_something_is_not_asked_for_again(autojump_clock, call):
-    server = Server(always(lambda: httpx.Response(200, stream=Pieces(CONTENT, 1500))))
+    server = RecordingServer(always(lambda: httpx.Response(200, stream=Pieces(CONTENT, 1500))))
     async with connected(server) as xnat:
         with pytest.raises(Unreachable, match=f"^{URL}/data/.* broke off"):
             await call(xnat)
@@ -267,7 +267,7 @@ async def test_what_is_handed_on_or_does_something_is_not_asked_for_again(autoju
 @pytest.mark.parametrize("path", ["/data/\x01", "/data/\udcff", f"/data/{'x' * 70_000}"])
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 async def test_a_path_that_no_url_can_have_is_an_error_of_its_own(method, path):
-    server = Server()
+    server = RecordingServer()
     async with connected(server) as xnat:
         with pytest.raises(ConfigError, match="cannot be sent"):
             await gathered(xnat.raw(method, path, b"", None))
@@ -275,7 +275,7 @@ async def test_a_path_that_no_url_can_have_is_an_error_of_its_own(method, path):
 
 
 async def test_a_path_with_two_slashes_names_no_other_host_and_no_other_path():
-    server = Server(always(lambda: httpx.Response(200)))
+    server = RecordingServer(always(lambda: httpx.Response(200)))
     async with connected(server) as xnat:
         await xnat.change("DELETE", "//data/projects/P")
     assert server.asked() == ["DELETE /site//data/projects/P"]
@@ -289,7 +289,7 @@ async def test_a_request_with_an_effect_is_not_sent_again_if_its_reply_is_lost(a
     def lost(request: httpx.Request) -> httpx.Response:
         raise httpx.ReadError("connection reset")
 
-    server = Server(lost)
+    server = RecordingServer(lost)
     async with connected(server) as xnat:
         with pytest.raises(Uncertain, match="may have been carried out"):
             await call(xnat)
@@ -319,7 +319,7 @@ async def read_all(archive: AbstractAsyncContextManager[AsyncIterator[bytes]]) -
 )
 async def test_a_list_with_rows_is_not_doubted(autojump_clock, body):
     """Trust the list in any form, and however long ago the session's user was confirmed."""
-    server = Server(always(lambda: httpx.Response(200, content=body)))
+    server = RecordingServer(always(lambda: httpx.Response(200, content=body)))
     async with connected(server) as xnat:
         await xnat.login.token()
         await trio.sleep(120)
@@ -330,7 +330,7 @@ async def test_a_list_with_rows_is_not_doubted(autojump_clock, body):
 @pytest.mark.parametrize(("empty_again", "session"), [(True, 2), (False, 1)])
 async def test_an_empty_list_is_asked_for_again_where_the_session_is_gone(patient_clock, empty_again, session):
     """Return an empty list where the session is alive."""
-    server = Server(open_site=True)
+    server = RecordingServer(open_site=True)
     server.answer = lambda request: table(
         [{"ID": "P1"}] if server.sent(request) in server.alive and empty_again else []
     )
@@ -346,9 +346,9 @@ async def test_an_empty_list_is_asked_for_again_where_the_session_is_gone(patien
 
 async def test_a_guests_answer_without_a_cookie_is_found_out_by_its_emptiness(patient_clock):
     """Ask whose session it is: the server demands no login, and mentions no session."""
-    server = Server(open_site=True)
+    server = RecordingServer(open_site=True)
     server.answer = lambda request: table([{"ID": "P1"}] if server.sent(request) in server.alive else [])
-    silent = Server.__call__
+    silent = RecordingServer.__call__
 
     def without_cookie(request: httpx.Request) -> httpx.Response:
         response = silent(server, request)
@@ -430,7 +430,7 @@ async def test_no_token_is_a_bad_reply(body):
 
 async def test_who_we_are_is_told_by_old_servers_too():
     assert await answered(lambda xnat: xnat.username(), lambda: table([])) == ("u", ["GET /site/xapi/users/username"])
-    server = Server()
+    server = RecordingServer()
 
     async def old(answer: str) -> str:
         def handle(request: httpx.Request) -> httpx.Response:
@@ -467,7 +467,7 @@ async def test_a_list_may_be_so_long_and_no_longer(monkeypatch, count):
     monkeypatch.setattr("xnatfs.rest.lists.LIST_LIMITS", Limits(10_000, 3))
     monkeypatch.setattr("xnatfs.rest.lists.FILE_LIMITS", Limits(10_000, 5))
     rows = [{"ID": "P", "URI": f"/x/resources/7/files/{number}", "cat_ID": "7"} for number in range(count)]
-    async with connected(Server(always(lambda: table(rows)))) as xnat:
+    async with connected(RecordingServer(always(lambda: table(rows)))) as xnat:
         if count > 3:
             with pytest.raises(BadReply):
                 await xnat.projects()
@@ -486,7 +486,7 @@ async def test_a_name_that_leads_elsewhere_does_not_lead_there():
 
 
 async def test_a_client_tells_what_is_under_way():
-    server = Server(always(lambda: httpx.Response(200, stream=Pieces(b"x" * 2500))))
+    server = RecordingServer(always(lambda: httpx.Response(200, stream=Pieces(b"x" * 2500))))
     async with connected(server) as xnat:
         assert xnat.counters() == {"requests": 0, "logins": 0, "downloads": 0, "heads": 0}
         async with xnat.zip("E", None), xnat._head_slots:
@@ -495,7 +495,7 @@ async def test_a_client_tells_what_is_under_way():
 
 
 async def test_a_session_is_asked_after_and_a_dead_one_is_made_again(autojump_clock):
-    server = Server()
+    server = RecordingServer()
     async with connected(server) as xnat:
         assert await xnat.session_lives() is True
         server.alive.clear()
@@ -506,7 +506,7 @@ async def test_a_session_is_asked_after_and_a_dead_one_is_made_again(autojump_cl
 
 
 async def test_a_server_that_does_not_say_who_we_are_is_told_by_what_was_asked(autojump_clock):
-    server = Server()
+    server = RecordingServer()
 
     async def handle(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/username"):
@@ -526,7 +526,7 @@ async def test_a_server_that_does_not_say_who_we_are_is_told_by_what_was_asked(a
 
 
 async def test_a_client_counts_its_requests_and_logs_in_when_told():
-    server = Server()
+    server = RecordingServer()
     async with connected(server) as xnat:
         assert (xnat.url, xnat.requests, server.requests) == (URL, 0, [])
         await xnat.log_in()
@@ -550,7 +550,7 @@ async def test_a_session_of_others_is_used_and_left():
         def record_use(self, token: str, idle: float) -> None:
             pass
 
-    server = Server(always(lambda: table([{"ID": "P"}])))
+    server = RecordingServer(always(lambda: table([{"ID": "P"}])))
     server.alive.add("S" * 32)
     async with open_xnat(Config(URL), None, Wire(server), Kept()) as xnat:  # type: ignore[arg-type]
         assert [project.id for project in await xnat.projects()] == ["P"]
@@ -561,7 +561,7 @@ async def test_a_session_of_others_is_used_and_left():
 
 
 async def test_a_change_is_sent_as_it_is():
-    server = Server(always(lambda: httpx.Response(201, text=" made ", headers={"location": "/x"})))
+    server = RecordingServer(always(lambda: httpx.Response(201, text=" made ", headers={"location": "/x"})))
     async with connected(server) as xnat:
         answer = await xnat.change("PUT", "/data/x", {"a": "b"}, body=b"bytes", headers={"X-Y": "z"})
         assert (answer.status, answer.text, answer.location) == (201, "made", "/x")
@@ -584,7 +584,7 @@ async def test_a_change_is_sent_as_it_is():
     ],
 )
 async def test_a_change_that_is_answered_with_a_page_may_have_been_made(page):
-    server = Server(always(lambda: httpx.Response(200, text=page)))
+    server = RecordingServer(always(lambda: httpx.Response(200, text=page)))
     async with connected(server) as xnat:
         with pytest.raises(Uncertain, match=r"web page \(Log in\); the request may have been carried out"):
             await xnat.change("DELETE", "/data/x")
@@ -593,7 +593,7 @@ async def test_a_change_that_is_answered_with_a_page_may_have_been_made(page):
 
 @pytest.mark.parametrize("text", ["", "/data/x\r\n", '{"duplicates":["<html>"]}'])
 async def test_what_a_server_says_to_a_change_is_no_page_in_any_type(text):
-    server = Server(always(lambda: httpx.Response(200, text=text, headers={"content-type": "text/html"})))
+    server = RecordingServer(always(lambda: httpx.Response(200, text=text, headers={"content-type": "text/html"})))
     async with connected(server) as xnat:
         assert (await xnat.change("PUT", "/data/x")).text == text.strip()
 
@@ -605,7 +605,7 @@ async def test_a_change_that_went_well_is_sent_again_only_where_an_old_session_i
 ):
     """Ask about the old session when a 200 carries the cookie of another one: a guest's, or a balancer's."""
     carried_out = 0
-    server = Server(open_site=True)
+    server = RecordingServer(open_site=True)
 
     def answer(request: httpx.Request) -> httpx.Response:
         nonlocal carried_out
@@ -633,7 +633,7 @@ async def test_a_change_that_went_well_is_sent_again_only_where_an_old_session_i
 @pytest.mark.parametrize("path", ["/JSESSION", "/username"])
 async def test_a_change_that_no_session_can_be_had_for_fails_in_our_words(autojump_clock, path):
     """Fail where a login is not answered, or a session is refused and its user cannot be confirmed."""
-    server = Server()
+    server = RecordingServer()
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method != "DELETE" and request.url.path.endswith(path):
@@ -649,7 +649,7 @@ async def test_a_change_that_no_session_can_be_had_for_fails_in_our_words(autoju
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
 @pytest.mark.parametrize("path", ["/data/x?a=b", "data/x?a=b"])
 async def test_any_request_is_sent_once_and_answered_in_pieces(status, path):
-    server = Server(always(lambda: httpx.Response(status, stream=Pieces(b"x" * 2500))))
+    server = RecordingServer(always(lambda: httpx.Response(status, stream=Pieces(b"x" * 2500))))
     async with connected(server) as xnat:
         pieces = [piece async for piece in xnat.raw("POST", path, b"body", "text/x")]
         assert [piece async for piece in xnat.raw("POST", path, b"", None)] == pieces
@@ -663,7 +663,7 @@ async def test_any_request_is_sent_once_and_answered_in_pieces(status, path):
 @pytest.mark.parametrize("path", ["/data/x", "data/x", "/data/x?secret=1", "/data/x?secret=1?"])
 async def test_any_request_that_is_refused_says_which(path):
     """Name the path, and leave out the query."""
-    server = Server(always(lambda: httpx.Response(404)))
+    server = RecordingServer(always(lambda: httpx.Response(404)))
     async with connected(server) as xnat:
         with pytest.raises(NotFound, match=f"^{URL}/data/x does not exist"):
             [piece async for piece in xnat.raw("GET", path, b"", None)]
@@ -672,7 +672,7 @@ async def test_any_request_that_is_refused_says_which(path):
 async def test_an_answer_that_is_left_half_way_is_closed():
     """Close it in a cancelled task as well."""
     Closing.closed = 0
-    async with connected(Server(always(lambda: httpx.Response(200, stream=Closing(b"x" * 2500))))) as xnat:
+    async with connected(RecordingServer(always(lambda: httpx.Response(200, stream=Closing(b"x" * 2500))))) as xnat:
         with trio.CancelScope() as scope:
             async with aclosing(xnat.raw("GET", "/data/x", b"", None)) as pieces:
                 await anext(pieces)
@@ -683,7 +683,7 @@ async def test_an_answer_that_is_left_half_way_is_closed():
 
 async def test_a_page_is_an_answer_to_any_request():
     """Return the page to the user, whose request was made by hand."""
-    server = Server(always(lambda: httpx.Response(200, html="<html>")))
+    server = RecordingServer(always(lambda: httpx.Response(200, html="<html>")))
     async with connected(server) as xnat:
         assert b"".join([piece async for piece in xnat.raw("GET", "/app", b"", None)]) == b"<html>"
 
@@ -726,7 +726,7 @@ async def test_heads_are_asked_for_by_number_and_may_say_nothing(headers, size):
     ],
 )
 async def test_archives_arrive_in_pieces_and_are_closed(begin, path):
-    server = Server(always(lambda: httpx.Response(200, stream=Closing(b"x" * 2500))))
+    server = RecordingServer(always(lambda: httpx.Response(200, stream=Closing(b"x" * 2500))))
     Closing.closed = 0
     async with connected(server) as xnat:
         async with begin(xnat) as chunks:
@@ -746,7 +746,7 @@ async def test_archives_arrive_in_pieces_and_are_closed(begin, path):
     ],
 )
 async def test_a_page_is_no_content(begin):
-    async with connected(Server(always(lambda: httpx.Response(200, html="<html>")))) as xnat:
+    async with connected(RecordingServer(always(lambda: httpx.Response(200, html="<html>")))) as xnat:
         with pytest.raises(BadReply, match="web page"):
             async with begin(xnat):
                 pass
@@ -764,7 +764,7 @@ async def test_a_page_is_no_content(begin):
 async def test_content_may_be_of_any_type_and_says_where_it_broke_off(begin):
     """Return a page that is sent as an attachment as a file, too."""
     headers = {"content-type": "text/html", "content-disposition": "attachment"}
-    server = Server(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(b"x" * 2500, 1500))))
+    server = RecordingServer(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(b"x" * 2500, 1500))))
     async with connected(server) as xnat:
         with pytest.raises(Unreachable, match=f"^{URL}/data/experiments/.*/files"):
             await _read(begin(xnat))
@@ -773,7 +773,7 @@ async def test_content_may_be_of_any_type_and_says_where_it_broke_off(begin):
 
 async def test_a_file_by_its_place_says_what_it_is():
     headers = {"content-length": "2500", "last-modified": MODIFIED, "etag": '"v1"'}
-    server = Server(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(b"x" * 2500))))
+    server = RecordingServer(always(lambda: httpx.Response(200, headers=headers, stream=Pieces(b"x" * 2500))))
     async with connected(server) as xnat:
         async with xnat.indexed(("experiments", "E/1"), 7) as (download, _):
             assert (download.start, download.size, download.modified, download.into) == (0, 2500, MODIFIED, None)
@@ -800,7 +800,7 @@ async def test_a_file_by_its_place_says_what_it_is():
 async def test_so_many_are_under_way_at_once(autojump_clock, method, most, size):
     """Run half as many downloads of large files."""
     now = highest = 0
-    server = Server()
+    server = RecordingServer()
 
     async def handle(request: httpx.Request) -> httpx.Response:
         nonlocal now, highest
@@ -823,7 +823,7 @@ async def test_so_many_are_under_way_at_once(autojump_clock, method, most, size)
 async def test_large_files_and_archives_leave_room_for_small_files():
     """Wait for one of the requests that take long, whatever they are of."""
     begun: list[str] = []
-    server = Server()
+    server = RecordingServer()
 
     async def handle(request: httpx.Request) -> httpx.Response:
         if "JSESSION" in str(request.url):
@@ -863,7 +863,7 @@ async def _whole(opened: Any) -> None:
 @pytest.mark.parametrize(("size", "big"), [(None, False), (BIG_FILE_BYTES, False), (BIG_FILE_BYTES + 1, True)])
 async def test_files_from_so_many_bytes_on_are_carried_by_a_process(size, big):
     """Use another client of httpx for them, here one of the test."""
-    server, carried = Server(always(lambda: httpx.Response(200, content=b"x"))), []
+    server, carried = RecordingServer(always(lambda: httpx.Response(200, content=b"x"))), []
 
     async def process(request: httpx.Request) -> httpx.Response:
         carried.append(request.url.path)
@@ -877,7 +877,7 @@ async def test_files_from_so_many_bytes_on_are_carried_by_a_process(size, big):
 
 @asynccontextmanager
 async def _downloading(answer: Callable[[httpx.Request], httpx.Response], **asked: Any) -> AsyncIterator[Any]:
-    async with connected(Server(answer)) as xnat, xnat.download(ITEM, FILE, **asked) as download:
+    async with connected(RecordingServer(answer)) as xnat, xnat.download(ITEM, FILE, **asked) as download:
         yield download
 
 
@@ -899,6 +899,6 @@ async def test_what_was_not_asked_whether_it_was_modified_cannot_be_answered():
 
 
 async def test_nobody_is_who_we_are_without_a_login():
-    async with open_xnat(Config(URL), None, Wire(Server())) as xnat:
+    async with open_xnat(Config(URL), None, Wire(RecordingServer())) as xnat:
         with pytest.raises(LoginRequired):
             await xnat.username()

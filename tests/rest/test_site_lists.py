@@ -5,7 +5,7 @@ from urllib.parse import unquote_plus
 import httpx
 import pytest
 
-from tests.rest.test_client import Server, always, connected, table
+from tests.rest.test_client import RecordingServer, always, connected, table
 from xnatfs.common.errors import BadReply, Denied, Uncertain
 from xnatfs.rest.changes import ANY_PROJECT
 from xnatfs.rest.lists import JoinedScans
@@ -18,7 +18,7 @@ ASSESSORS = [{"ID": "A1", "label": "M", "project": "P", "session_ID": "E1"}]
 
 
 async def test_subjects_of_the_site_are_one_list():
-    server = Server(always(lambda: table(SUBJECTS)))
+    server = RecordingServer(always(lambda: table(SUBJECTS)))
     async with connected(server) as xnat:
         assert await xnat.all_subjects() == [Accession("S1", "L", "P", "", "", "")]
     assert list(map(unquote_plus, server.asked())) == ["GET /site/data/subjects?format=json&columns=ID,label,project"]
@@ -26,7 +26,7 @@ async def test_subjects_of_the_site_are_one_list():
 
 async def test_experiments_of_the_site_are_two_lists():
     """Request those of subjects apart from assessors: a column of one kind leaves out the other kind."""
-    server = Server(lambda request: table(ASSESSORS if "imageAssessor" in str(request.url) else EXPERIMENTS))
+    server = RecordingServer(lambda request: table(ASSESSORS if "imageAssessor" in str(request.url) else EXPERIMENTS))
     async with connected(server) as xnat:
         assert await xnat.all_experiments() == [
             Accession("E1", "L", "P", "S1", "S", ""),
@@ -43,7 +43,7 @@ async def test_experiments_of_the_site_are_two_lists():
 
 
 async def test_resources_of_many_sessions_are_one_list():
-    server = Server(always(lambda: table([{"xnat_abstractresource_id": "7", "label": "DICOM"}])))
+    server = RecordingServer(always(lambda: table([{"xnat_abstractresource_id": "7", "label": "DICOM"}])))
     async with connected(server) as xnat:
         found = await xnat.resources_of_many(["E1", "E/2"])
     assert found == {"7": Resource("7", "DICOM", "resources", "", "", "")}
@@ -52,7 +52,7 @@ async def test_resources_of_many_sessions_are_one_list():
 
 @pytest.mark.parametrize("text", ["<a/>", '\ufeff<?xml version="1.0"?><a/>', "\r\n\t <a></a>\n", "\ufeff <a/> \n"])
 async def test_a_document_comes_as_it_is_written(text):
-    server = Server(always(lambda: httpx.Response(200, content=text.encode())))
+    server = RecordingServer(always(lambda: httpx.Response(200, content=text.encode())))
     async with connected(server) as xnat:
         assert await xnat.item_xml("experiments", "E/1") == text.encode()
     assert server.asked() == ["GET /site/data/experiments/E%2F1?format=xml"]
@@ -60,7 +60,7 @@ async def test_a_document_comes_as_it_is_written(text):
 
 @pytest.mark.parametrize("text", ["", "X<a/>", "a>", "<a/>X", "<a", '{"items": []}'])
 async def test_what_is_no_document_is_a_bad_reply(text):
-    server = Server(always(lambda: httpx.Response(200, content=text.encode())))
+    server = RecordingServer(always(lambda: httpx.Response(200, content=text.encode())))
     async with connected(server) as xnat:
         with pytest.raises(BadReply, match="/site/data/experiments/E was requested as XML and came as something else"):
             await xnat.item_xml("experiments", "E")
@@ -105,7 +105,7 @@ def test_a_session_without_scans_has_none():
     ],
 )
 async def test_a_change_is_recorded_by_its_url_and_its_answer(path, said, projects, experiments):
-    server = Server(always(lambda: httpx.Response(200, text=said)))
+    server = RecordingServer(always(lambda: httpx.Response(200, text=said)))
     async with connected(server) as xnat:
         await xnat.change("POST", path)
         assert (xnat.changed.projects, xnat.changed.experiments) == (projects, experiments)
@@ -113,7 +113,7 @@ async def test_a_change_is_recorded_by_its_url_and_its_answer(path, said, projec
 
 async def test_a_change_is_recorded_by_its_place_its_query_and_its_form():
     """Take projects from parameters that name them, and items from URLs in others."""
-    server = Server(always(lambda: httpx.Response(201, headers={"location": "/data/experiments/E3"})))
+    server = RecordingServer(always(lambda: httpx.Response(201, headers={"location": "/data/experiments/E3"})))
     async with connected(server) as xnat:
         await xnat.change("PUT", "/data/x", {"project": "P", "src": "/archive/experiments/E1"})
         await xnat.change("POST", "/data/y", form={"PROJECT_ID": "Q", "resource": "/archive/experiments/E2"})
@@ -126,7 +126,7 @@ async def test_a_change_that_failed_is_recorded_as_well():
     def answer(request: httpx.Request) -> httpx.Response:
         raise httpx.ReadError("connection reset")
 
-    async with connected(Server(answer)) as xnat:
+    async with connected(RecordingServer(answer)) as xnat:
         with pytest.raises(Uncertain, match="may have been carried out"):
             await xnat.change("DELETE", "/data/projects/P/subjects/S", {"src": "/archive/experiments/E1"})
         assert (xnat.changed.projects, xnat.changed.experiments) == ({"P"}, {"E1"})
@@ -135,7 +135,7 @@ async def test_a_change_that_failed_is_recorded_as_well():
 @pytest.mark.parametrize(("method", "projects"), [("GET", set()), ("PUT", {"P"}), ("DELETE", {"P"})])
 async def test_any_request_but_a_get_is_recorded(method, projects):
     """Count it as a change in any case: it is not sent again if its reply is lost."""
-    server = Server(always(lambda: httpx.Response(200)))
+    server = RecordingServer(always(lambda: httpx.Response(200)))
     async with connected(server) as xnat:
         assert [piece async for piece in xnat.raw(method, "data/projects/P", b"", None)] in ([], [b""])
         assert xnat.changed.projects == projects
@@ -144,7 +144,7 @@ async def test_any_request_but_a_get_is_recorded(method, projects):
 
 async def test_a_change_that_is_refused_is_an_answer():
     """Return the reply of any status, and raise only for a request made by hand."""
-    server = Server(always(lambda: httpx.Response(403, text="no")))
+    server = RecordingServer(always(lambda: httpx.Response(403, text="no")))
     async with connected(server) as xnat:
         assert (await xnat.change("PUT", "/data/x")).status == 403
         with pytest.raises(Denied):

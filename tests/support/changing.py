@@ -43,6 +43,14 @@ def small_archive() -> Archive:
     return archive
 
 
+def archive_of_jane() -> Archive:
+    """Make an archive whose user jane owns its one project, P, which is empty."""
+    archive = Archive()
+    archive.users["jane"] = User("jane", "JANE")
+    archive.project("P", "P", jane="Owners")
+    return archive
+
+
 @contextmanager
 def clients(demo: DemoXnat) -> Iterator[Client]:
     opened: list[httpx.Client] = []

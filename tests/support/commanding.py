@@ -14,18 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.support.changing import images, zip_of
 from tests.support.mounting import SCRIPTS, environment, run
 from xnatfs.common.files import write_private
 from xnatfs.demo.archive.model import Archive, Experiment, User
 from xnatfs.demo.server.app import DemoXnat, Record
+from xnatfs.demo.server.releases import RELEASES, XNAT_1_6
 from xnatfs.demo.server.socket import serve
 
 OWNER, MEMBER, COLLABORATOR, OUTSIDER = "jane", "mike", "carol", "otto"
 PASSWORD = "open sesame"
 SESSION = "XNAT_E00001"
 LABEL = "SUB001_MR_20240115"
+
+# The releases of XNAT of the server of the fixture `fresh`.
+EVERY_RELEASE = pytest.mark.parametrize("fresh", RELEASES.values(), ids=list(RELEASES), indirect=True)
+XNAT_1_6_ALONE = pytest.mark.parametrize("fresh", [XNAT_1_6], ids=[XNAT_1_6.name], indirect=True)
 
 
 def page_archive() -> Archive:

@@ -1,5 +1,8 @@
-"""Serve the demo in this process, on a real socket, and inspect what tests want to know of it."""
+"""Serve the demo on a real socket, in this process or in one of its own, and inspect what tests want to know of it."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,3 +105,40 @@ def serving(
     app = DemoXnat(archive, **options)
     with serve(app, certificate=certificate) as url:
         yield Demo(url, app, archive)
+
+
+class DemoProcess:
+    """A demo in a process of its own, which can be stopped in two ways."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._process: subprocess.Popen[str] | None = None
+        self.url = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start again on the same port."""
+        port = ["--port", self.url.rpartition(":")[2]] if self.url else []
+        command = [sys.executable, "-P", "-m", "xnatfs.demo", "--only-data", "--data", str(self._data), "--until-eof"]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([*command, *port], stdin=pipe, stdout=pipe, text=True)
+        assert self._process.stdout is not None
+        self.url = self._process.stdout.readline().strip()
+
+    def stop(self) -> None:
+        """Stop listening."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.communicate()
+
+    def freeze(self) -> None:
+        """Accept connections, and send nothing."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def back(self, how: str) -> None:
+        self.thaw() if how == "freeze" else self.start()

@@ -26,7 +26,7 @@ ROOM = 7  # entries in one answer to READDIR: so few that listings take several
 
 
 @dataclass
-class Seen:
+class CachedAttributes:
     """Cached attributes of an inode."""
 
     size: int
@@ -70,7 +70,7 @@ class Kernel:
     def __init__(self, operations: Operations) -> None:
         self.operations = operations
         operations._invalidate, operations._store = self._let_go, self._store
-        self.seen: dict[InodeT, Seen] = {}
+        self.seen: dict[InodeT, CachedAttributes] = {}
         self.opened: list[Opened] = []
         self._names: dict[tuple[InodeT, str], tuple[InodeT, float]] = {}
         self._lookups: Counter[InodeT] = Counter()
@@ -102,7 +102,9 @@ class Kernel:
 
     def _see(self, inode: InodeT, attributes: pyfuse3.EntryAttributes) -> None:
         """Cache attributes; another size or time drops the pages, as with FUSE_AUTO_INVAL_DATA."""
-        seen = Seen(attributes.st_size, attributes.st_mtime_ns, trio.current_time() + attributes.attr_timeout)
+        seen = CachedAttributes(
+            attributes.st_size, attributes.st_mtime_ns, trio.current_time() + attributes.attr_timeout
+        )
         before = self.seen.get(inode, seen)
         if (before.size, before.modified) != (seen.size, seen.modified):
             self._pages.pop(inode, None)

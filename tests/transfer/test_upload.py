@@ -9,7 +9,7 @@ import tarfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +18,13 @@ import pytest
 import trio
 
 from tests.support.changing import images, tar_of, zip_of
-from tests.support.commanding import COLLABORATOR, MEMBER, SESSION, Shell, shell
+from tests.support.commanding import COLLABORATOR, EVERY_RELEASE, MEMBER, SESSION, XNAT_1_6_ALONE, Shell
 from tests.support.mounting import LIMIT
 from tests.support.real_data import PROJECT, WITHOUT, sample_sessions
 from xnatfs.demo.archive.entries import Entry
 from xnatfs.demo.archive.model import Experiment
 from xnatfs.demo.rest.tables import Query
 from xnatfs.demo.server.app import Request
-from xnatfs.demo.server.releases import RELEASES
 from xnatfs.demo.server.reply import Reply, Slice
 
 IMPORT = "/data/services/import"
@@ -41,18 +40,9 @@ SMALL = """if True:
 """
 
 
-EVERY_RELEASE = pytest.mark.parametrize("release", RELEASES)
-
-
 @pytest.fixture
-def release() -> str:
-    return "1.8"
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, release: str) -> Iterator[Shell]:
-    with shell(tmp_path / "home", release=RELEASES[release]) as made:
-        yield made
+def release(fresh: Shell) -> str:
+    return fresh.app.site.release.name
 
 
 @pytest.fixture
@@ -600,7 +590,7 @@ def test_a_form_that_is_not_taken_is_left_at_any_batch(small, fresh, folder, at)
     assert contents(received(fresh)) == sorted(series(10).values())
 
 
-@pytest.mark.parametrize("release", ["1.6"])
+@XNAT_1_6_ALONE
 def test_another_mode_on_a_resumed_run_finds_the_form_again(small, fresh, folder):
     seen: list[int] = []
 
@@ -647,7 +637,7 @@ def test_an_upload_is_archived_on_every_release(small, fresh, folder, release, m
         assert "the files go one by one" in done.err
 
 
-@pytest.mark.parametrize("release", ["1.6"])
+@XNAT_1_6_ALONE
 def test_what_an_old_release_names_by_its_header_is_told(small, fresh, folder):
     done = small.ctl(*upload(folder, "--mode", "zip"))
     other, mine = sorted((one.session.label, one) for one in fresh.app.writing.prearchive.sessions)[::-1]
@@ -657,7 +647,7 @@ def test_what_an_old_release_names_by_its_header_is_told(small, fresh, folder):
     assert "takes no zip without its length" in done.err
 
 
-@pytest.mark.parametrize("release", ["1.6"])
+@XNAT_1_6_ALONE
 def test_how_the_files_go_is_remembered_for_the_next_run(small, fresh, folder):
     seen: list[int] = []
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.changing import archive_of_jane
 from tests.support.demos import serving
 from tests.support.mounting import Mount, mounting, run
 from tests.support.nodes import find
@@ -19,10 +20,10 @@ from tests.support.scripted import URL
 from tests.support.wire import Wire
 from xnatfs.cli.ctl.progress import Silent
 from xnatfs.common.errors import BadReply, Conflict, Stale
-from xnatfs.demo.archive.model import Archive, Resource, User
+from xnatfs.demo.archive.model import Resource
 from xnatfs.demo.fixtures.lab import DemoArchive
 from xnatfs.demo.server.app import DemoXnat, Request
-from xnatfs.demo.server.releases import RELEASES, XNAT_1_6, XNAT_1_8, Release
+from xnatfs.demo.server.releases import XNAT_1_6, XNAT_1_8, Release
 from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
@@ -34,14 +35,12 @@ from xnatfs.tree.node import File
 SCAN = "projects/P/S/E/scans/1"
 
 
-class World:
+class ServedSession:
     """An archive of one session with two scans, and the demo that serves it."""
 
     def __init__(self, release: Release, digests: bool) -> None:
-        self.archive = Archive()
-        self.archive.users["jane"] = User("jane", "JANE")
-        project = self.archive.project("P", "P", jane="Owners")
-        self.session = self.archive.experiment(self.archive.subject(project, "S"), "E")
+        self.archive = archive_of_jane()
+        self.session = self.archive.experiment(self.archive.subject(self.archive.projects["P"], "S"), "E")
         self.scans = [self.archive.scan(self.session, "1", "T1"), self.archive.scan(self.session, "2", "T2")]
         self.demo = DemoXnat(self.archive, release=release, digests=digests)
 
@@ -63,20 +62,14 @@ class World:
         return [f"{record.method} {record.path.removeprefix('/data/experiments/')}" for record in records]
 
 
-@pytest.fixture(params=[pytest.param(release, id=release.name) for release in RELEASES.values()])
-def release(request: pytest.FixtureRequest) -> Release:
-    chosen: Release = request.param
-    return chosen
-
-
 @pytest.fixture(params=[True, False], ids=["digests", "no digests"])
 def digests(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
 @pytest.fixture
-def world(release: Release, digests: bool) -> World:
-    return World(release, digests)
+def world(release: Release, digests: bool) -> ServedSession:
+    return ServedSession(release, digests)
 
 
 async def read(site: Site, path: str) -> bytes:
@@ -280,7 +273,7 @@ async def test_names_that_are_one_in_the_tar(world, tmp_path, release, digests, 
 
 async def test_names_that_are_one_in_the_tar_and_sizes_that_are_wrong(tmp_path):
     """Reject the length as proof: that of one file is in the listing of another."""
-    world = World(XNAT_1_8, digests=False)
+    world = ServedSession(XNAT_1_8, digests=False)
     made = world.add(world.scans[0].resources, "DICOM", {"50%負": b"12", "50%安": b"34"})
     made.entries[0].size = "1"
     async with world.site(tmp_path) as site:
@@ -325,7 +318,7 @@ async def test_a_series_with_names_that_no_url_can_carry_comes_in_one_tar(world,
 
 async def test_members_that_do_not_come_are_fetched_singly(tmp_path):
     """Fetch the files after a long name, at which the tar ends in a reply that looks whole."""
-    world = World(XNAT_1_6, digests=False)
+    world = ServedSession(XNAT_1_6, digests=False)
     files = {f"{n:02}{'x' * 98 if n == 20 else ''}.dcm": bytes([n]) * 1000 for n in range(40)}
     files["100%.dcm"] = b"behind the break"
     world.add(world.scans[0].resources, "DICOM", files)
@@ -335,7 +328,7 @@ async def test_members_that_do_not_come_are_fetched_singly(tmp_path):
 
 async def test_a_member_that_is_left_out_of_a_tar_that_ends_well(tmp_path):
     """Read it although the tar ends well without it."""
-    world = World(XNAT_1_8, digests=False)
+    world = ServedSession(XNAT_1_8, digests=False)
     files = {f"{n:02}.dcm": bytes([n]) * 1000 for n in range(40)}
     made = world.add(world.scans[0].resources, "DICOM", files)
 
@@ -352,7 +345,7 @@ async def test_a_member_that_is_left_out_of_a_tar_that_ends_well(tmp_path):
 # -- by number -------------------------------------------------------------------------------------------------------
 
 
-def without_archives(world: World) -> None:
+def without_archives(world: ServedSession) -> None:
     def refuse(request: Request) -> None:
         if request.query.get("format") == "tar":
             raise Failed(404, "No files found")

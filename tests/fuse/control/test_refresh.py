@@ -23,7 +23,7 @@ SESSION_DIR = f"{SUBJECT_DIR}/{LABEL}"
 DICOM = f"{SESSION_DIR}/scans/1/DICOM"
 
 
-class World:
+class RefreshedMount:
     """A server and a mount of it that would not look again for an hour."""
 
     def __init__(self, app: DemoXnat, mount: Mount) -> None:
@@ -51,10 +51,10 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path) -> Iterator[RefreshedMount]:
     app = DemoXnat(page_archive())
     with serve(app) as url, mounting(url, tmp_path, "--ttl", "3600", user=OWNER, password=PASSWORD) as mount:
-        yield World(app, mount)
+        yield RefreshedMount(app, mount)
 
 
 def test_a_new_file_is_seen_though_its_absence_was_known(world):
@@ -190,7 +190,7 @@ def test_a_server_that_is_away_takes_nothing_away(tmp_path):
         options = ("--ttl", "3600", "--timeout", "1")
         with mounting(url, tmp_path, *options, user=OWNER, password=PASSWORD) as mount:
             mount.expected_in_log += ["unreachable", "reachable", "cannot be reached", "does not answer"]
-            world = World(app, mount)
+            world = RefreshedMount(app, mount)
             assert world.names(DICOM)
             app.handle = lambda *request: (_ for _ in ()).throw(ConnectionResetError)  # type: ignore[method-assign]
             done = world.mount.xnatfs("refresh", mount.path / SESSION_DIR, status=4)

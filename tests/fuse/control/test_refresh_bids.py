@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuse.control.test_refresh import World
+from tests.fuse.control.test_refresh import RefreshedMount
 from tests.support.commanding import LABEL, OWNER, PASSWORD, SESSION, page_archive
 from tests.support.mounting import SCRIPTS, Mount, environment, mounting, run
 from xnatfs.demo.server.app import DemoXnat
@@ -19,7 +19,7 @@ ANAT = f"{PROJECT}/sub-SUB001/ses-{LABEL.replace('_', '')}/anat"
 NAME = f"sub-SUB001_ses-{LABEL.replace('_', '')}_acq-one_T1w.nii.gz"
 
 
-class AddressedWorld(World):
+class AddressedMount(RefreshedMount):
     """The same, with the address of its server."""
 
     def __init__(self, app: DemoXnat, mount: Mount, url: str) -> None:
@@ -27,17 +27,17 @@ class AddressedWorld(World):
         self.url = url
 
 
-def put_map(world: World, name: str) -> None:
+def put_map(world: RefreshedMount, name: str) -> None:
     text = json.dumps([{"series_description": "series 1", "bidsname": name}])
     with world.archive.lock:
         world.archive.configurations.put("bids", "bidsmap", text, project="MYPROJECT")
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[AddressedWorld]:
+def world(tmp_path: Path) -> Iterator[AddressedMount]:
     app = DemoXnat(page_archive())
     with serve(app) as url, mounting(url, tmp_path, "--ttl", "3600", user=OWNER, password=PASSWORD) as mount:
-        made = AddressedWorld(app, mount, url)
+        made = AddressedMount(app, mount, url)
         put_map(made, "acq-one_T1w")
         yield made
 

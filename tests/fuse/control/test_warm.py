@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 
 from tests.programs.test_real_data import converted
 from tests.support.commanding import LABEL, OWNER, PASSWORD, SESSION, page_archive
+from tests.support.demos import DemoProcess
 from tests.support.mounting import SCRIPTS, Mount, environment, mounting, run
 from xnatfs.demo.archive.model import Resource
 from xnatfs.demo.fixtures.lab import PASSWORDS
@@ -26,7 +25,7 @@ USER = "demo-owner"
 SERIES = Series("study", 3, "T1 3D", rows=64, columns=64, slices=12)
 
 
-class World:
+class WarmedMount:
     """A server and a mount of it."""
 
     def __init__(self, app: DemoXnat, mount: Mount) -> None:
@@ -42,11 +41,11 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path) -> Iterator[WarmedMount]:
     app = DemoXnat(page_archive())
     with serve(app) as url, mounting(url, tmp_path, user=OWNER, password=PASSWORD) as mount:
         mount.expected_in_log += ["but has lost it", "damaged file", "lists none", "cannot be listed"]
-        yield World(app, mount)
+        yield WarmedMount(app, mount)
 
 
 def test_a_warm_session_is_read_without_a_request(world):
@@ -95,7 +94,7 @@ def test_pinned_files_stay_until_they_are_unpinned(world):
 def test_more_than_the_cache_holds_is_not_pinned(tmp_path):
     app = DemoXnat(page_archive())
     with serve(app) as url, mounting(url, tmp_path, "--cache-size", "10K", user=OWNER, password=PASSWORD) as mount:
-        world = World(app, mount)
+        world = WarmedMount(app, mount)
         assert "cannot be pinned" in world.mount.xnatfs("warm", "--pin", world.session, status=73).stderr
         assert "found no room in the cache" in world.mount.xnatfs("warm", world.session, status=8).stdout
         assert "complete" in world.mount.xnatfs("warm", "--pin", world.session / "scans" / "2").stdout
@@ -105,27 +104,13 @@ def test_without_a_server_it_says_how_far_it_came(tmp_path):
     app = DemoXnat(page_archive())
     with serve(app) as url, mounting(url, tmp_path, "--timeout", "1", user=OWNER, password=PASSWORD) as mount:
         mount.expected_in_log += ["reachable", "broke off", "does not answer"]
-        world = World(app, mount)
+        world = WarmedMount(app, mount)
         mount.walk(SESSION_DIR)
         world.mount.xnatfs("warm", world.session / "scans" / "1")
         app.handle = lambda *request: (_ for _ in ()).throw(ConnectionResetError)  # type: ignore[method-assign]
         (line,) = world.mount.xnatfs("warm", world.session, status=4).stderr.splitlines()
         assert "of 18 files are cached, the same command goes on" in line
         assert "complete: 4 files" in world.mount.xnatfs("warm", world.session / "scans" / "1").stdout
-
-
-class Server:
-    """A server in a process of its own, that can be stopped."""
-
-    def __init__(self, data: Path) -> None:
-        command = [sys.executable, "-P", "-m", "xnatfs.demo", "--only-data", "--data", str(data), "--until-eof"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().strip()
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 def test_a_warm_session_is_there_without_the_server(tmp_path):
@@ -138,7 +123,7 @@ def test_a_warm_session_is_there_without_the_server(tmp_path):
     (session / "3" / "DICOM").mkdir(parents=True)
     for name, image in dicom_series(SERIES, "S"):
         (session / "3" / "DICOM" / name).write_bytes(image)
-    server = Server(tmp_path / "data")
+    server = DemoProcess(tmp_path / "data")
     try:
         options = ("--offline", "--ttl", "1", "--timeout", "1")
         with mounting(server.url, tmp_path, *options, user=USER, password=PASSWORDS[USER]) as mount:
@@ -185,7 +170,7 @@ def test_listings_alone_are_verified_without_a_request_for_a_file(world):
     assert "damaged in the cache" in world.mount.xnatfs("verify", "--listings-only", world.session, status=1).stdout
 
 
-def damage(world: World, file: Path) -> None:
+def damage(world: WarmedMount, file: Path) -> None:
     """Change the first bytes of a file in the cache."""
     whole = file.read_bytes()
     (blob,) = [path for path in world.mount.home.rglob("blobs/*/*") if path.read_bytes() == whole]

@@ -21,7 +21,7 @@ OK = b"HTTP/1.1 200 OK\r\nLast-Modified: Tue, 02 Jan 2024 03:04:05 GMT\r\nConten
 Act = Callable[[trio.SocketStream, bytes], Awaitable[None]]
 
 
-class Server:
+class ScriptedServer:
     """A server that does with each request what `acts` say, in turn; the last one again and again."""
 
     def __init__(self, *acts: Act) -> None:
@@ -75,8 +75,8 @@ def silent_after(*parts: bytes) -> Act:
 
 
 @asynccontextmanager
-async def served(*acts: Act) -> AsyncIterator[tuple[Server, httpx.AsyncClient, ProcessPool]]:
-    server = Server(*acts)
+async def served(*acts: Act) -> AsyncIterator[tuple[ScriptedServer, httpx.AsyncClient, ProcessPool]]:
+    server = ScriptedServer(*acts)
     async with trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, server, [listener])

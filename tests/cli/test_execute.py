@@ -15,7 +15,7 @@ import pytest
 from tests.cli.test_manners import TAKE, Terminal, terminal
 from tests.fuse.test_mount import wait_for
 from tests.support.demos import Demo
-from tests.support.failing import AS_STRANGER, DEAD, OPEN_FUSE, OWN_MOUNTS, Desk, desk
+from tests.support.failing import AS_STRANGER, DEAD, OPEN_FUSE, OWN_MOUNTS, desk
 from tests.support.mounting import LIMIT, SCRIPTS, daemons, environment, run
 from xnatfs.cli.commands import split_exec
 
@@ -339,12 +339,6 @@ def test_no_process_shows_the_password(user):
 
 
 # -- wrong input -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sitting() -> Iterator[Desk]:
-    with desk() as made:
-        yield made
 
 
 def test_a_command_that_does_not_exist_is_127_before_anything_is_asked(sitting):
