@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options, output
-from xnatfs.cli.ctl.command import PARTIAL, Command, Context, project_option
+from xnatfs.cli.ctl.command import PARTIAL, Context, command, project_option
 from xnatfs.cli.ctl.experiments import (
     check_has_scans,
     experiment,
@@ -115,20 +115,28 @@ def _resource_download(parser: argparse.ArgumentParser) -> None:
     _copying(parser)
 
 
+@command("scan download", "xnatctl scan download -E XNAT_E00001 -s 1,2,3 --out ./data", _scan_download)
 async def scan_download(context: Context) -> int:
+    """Copy scans to this machine."""
     scans = wanted_scans(context)
     return _report(context, [await _run(context, scans, "scan download", of_session=False, of_assessors=False)])
 
 
+@command("session download", "xnatctl session download -P MYPROJECT 'SUB*_MR1' --out ./data", _session_download)
 async def session_download(context: Context) -> int:
+    """Copy the scans of sessions to this machine."""
     return await _download_each(context, await chosen_sessions(context) or [wanted_experiment(context)])
 
 
+@command("subject download", "xnatctl subject download -P MYPROJECT SUB001 --out ./data", _subject_download)
 async def subject_download(context: Context) -> int:
+    """Copy all sessions of a subject to this machine."""
     return await _download_each(context, await sessions_of_subject(context))
 
 
+@command("project download", "xnatctl project download MYPROJECT --type 'T1*' --out ./data", _project_download)
 async def project_download(context: Context) -> int:
+    """Copy all sessions of a project to this machine."""
     return await _download_each(context, await sessions_of_project(context))
 
 
@@ -168,7 +176,9 @@ def _report(context: Context, outcomes: Sequence[DownloadOutcome]) -> int:
     return max(states, default=0) if len(outcomes) < 2 or states == {0} else 1 if states == {1} else PARTIAL
 
 
+@command("resource download", "xnatctl resource download -E XNAT_E00001 --scan 1 NIFTI", _resource_download)
 async def resource_download(context: Context) -> int:
+    """Copy a resource to this machine."""
     arguments = context.arguments
     arguments.resource, arguments.zip = [resource_label(arguments)], False
     scans = [arguments.scan] if arguments.scan is not None else []
@@ -356,45 +366,4 @@ def _summary(
     }
 
 
-COMMANDS = [
-    Command(
-        "project",
-        "download",
-        "copy all sessions of a project to this machine",
-        "xnatctl project download MYPROJECT --type 'T1*' --out ./data",
-        project_download,
-        _project_download,
-    ),
-    Command(
-        "subject",
-        "download",
-        "copy all sessions of a subject to this machine",
-        "xnatctl subject download -P MYPROJECT SUB001 --out ./data",
-        subject_download,
-        _subject_download,
-    ),
-    Command(
-        "scan",
-        "download",
-        "copy scans to this machine",
-        "xnatctl scan download -E XNAT_E00001 -s 1,2,3 --out ./data",
-        scan_download,
-        _scan_download,
-    ),
-    Command(
-        "session",
-        "download",
-        "copy the scans of sessions to this machine",
-        "xnatctl session download -P MYPROJECT 'SUB*_MR1' --out ./data",
-        session_download,
-        _session_download,
-    ),
-    Command(
-        "resource",
-        "download",
-        "copy a resource to this machine",
-        "xnatctl resource download -E XNAT_E00001 --scan 1 NIFTI",
-        resource_download,
-        _resource_download,
-    ),
-]
+COMMANDS = [project_download, subject_download, scan_download, session_download, resource_download]
