@@ -279,7 +279,7 @@ async def resource_upload(context: Context) -> int:
 
     arguments = context.arguments
     label, path = _words(arguments)
-    files = await trio.to_thread.run_sync(resource.find, [path], abandon_on_cancel=True)
+    files = await trio.to_thread.run_sync(resource.find, path, abandon_on_cancel=True)
     if not files:
         raise ConfigError(f"{path} holds no files")
     if arguments.dry_run:
