@@ -183,7 +183,7 @@ def test_a_folder_to_be_sent_that_cannot_be_listed_is_named(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(ConfigError, match="closed: Permission denied"):
-        resource.find([tmp_path])
+        resource.find(tmp_path)
 
 
 # -- given twice -------------------------------------------------------------------------------------------------

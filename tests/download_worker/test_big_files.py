@@ -213,7 +213,7 @@ async def test_a_process_that_is_lost_on_the_way_and_cannot_be_replaced_is_done_
         config = Config(url, cache_dir=tmp_path, timeout=30.0)
         async with open_xnat(config, Credentials("u", "p")) as xnat, open_cache(tmp_path, 2**30) as cache:
             item, row = ("experiments", "E"), FileRow("7", "a.nii", len(BIG), "", "", "", 0)
-            address = Address(item, item, item, "7", "NIFTI")
+            address = Address(item, item, "7", "NIFTI")
             blob = await cache.open(version(row), FileSource(xnat, address, row, {}))
             assert await blob.read(0, MiB) == BIG[:MiB]
             monkeypatch.setattr("trio.lowlevel.open_process", none)

@@ -368,7 +368,7 @@ class Uploader(Client):
         self.path.write_bytes(UPLOADED)
 
     async def run(self) -> None:
-        where, files = ("experiments", EXPERIMENT), resource.find([self.path])
+        where, files = ("experiments", EXPERIMENT), resource.find(self.path)
         target = resource.ResourceTarget(self.xnat, where, self.stage.name)
         sending = resource.upload(target, files, overwrite=False, progress=Quiet())
         report = await self.call(sending)

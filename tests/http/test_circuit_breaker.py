@@ -17,7 +17,7 @@ from xnatfs.http.circuit_breaker import (
     LONGEST_PROBE_PAUSE_SECONDS,
     SHORT_PROBE_SECONDS,
 )
-from xnatfs.http.transport import PROBE_PATH
+from xnatfs.http.login_request import PROBE_PATH
 
 # From a server that is back to one that is used again, at most.
 BACK = 5.0

@@ -282,7 +282,7 @@ async def test_a_document_that_does_not_end(autojump_clock, monkeypatch):
     monkeypatch.setattr("xnatfs.http.documents.MAX_DOCUMENT_BYTES", 100_000)
     async with connected(Site(dripping([b"x" * 10_000] * 100, 0.0))) as xnat:
         with pytest.raises(BadReply, match="is larger than 100000 bytes"):
-            await xnat.document("projects", "P")
+            await xnat.item("projects", "P")
 
 
 @pytest.mark.parametrize("ranged", [True, False])

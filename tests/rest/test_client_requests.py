@@ -230,7 +230,7 @@ DOCUMENT = {"items": [{"data_fields": {"ID": "P" * 2000}}]}
         (lambda xnat: xnat.assessors_of_many(["E"]), table(CUT)),
         (lambda xnat: xnat.scans_of_project("P"), table(JOINED)),
         (lambda xnat: xnat.subject_resource_labels("P"), table(CUT)),
-        (lambda xnat: xnat.document("projects", "P"), httpx.Response(200, json=DOCUMENT)),
+        (lambda xnat: xnat.item("projects", "P"), httpx.Response(200, json=DOCUMENT)),
         (lambda xnat: xnat.text("/data/version"), httpx.Response(200, text="u" * 2000)),
     ],
 )  # fmt: skip
@@ -385,10 +385,10 @@ async def test_an_item_is_its_fields_and_what_hangs_on_it():
     )
     assert found == Document({"ID": "E1"}, {}, "t")
     assert requests == ["GET /site/data/experiments/E%2F1?format=json"]
-    fields, _ = await answered(
-        lambda xnat: xnat.document("experiments", "E1"), lambda: httpx.Response(200, json={"items": [item]})
+    found, _ = await answered(
+        lambda xnat: xnat.item("experiments", "E1"), lambda: httpx.Response(200, json={"items": [item]})
     )
-    assert fields == {"ID": "E1"}
+    assert found.fields == {"ID": "E1"}
 
 
 @pytest.mark.parametrize("body", [{}, {"items": []}, {"items": 1}, [], {"items": [{"data_fields": []}]}])

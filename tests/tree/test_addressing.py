@@ -205,7 +205,7 @@ async def test_nothing_is_sent_to_a_label_that_is_another_resources_number(world
     async with world.site(tmp_path) as site:
         target = ResourceTarget(site.xnat, item, str(dicom.id))
         with pytest.raises(Conflict, match=f"takes the label {dicom.id} for the number of resource DICOM"):
-            await upload(target, find_files([sent]), overwrite=True, progress=Silent())
+            await upload(target, find_files(sent), overwrite=True, progress=Silent())
     assert not [record for record in world.demo.requests if record.method == "PUT"]
 
 

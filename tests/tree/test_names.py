@@ -7,11 +7,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from xnatfs.common.errors import NotFound
+from xnatfs.rest.models import Subject
 from xnatfs.tree.names import (
     DEEPEST,
     MAX_NAME_BYTES,
     are_simple,
     assign,
+    by_label,
     decode,
     encode,
     escape,
@@ -172,6 +174,12 @@ def test_a_reserved_label_gives_way():
 
 def test_a_label_that_looks_like_a_settled_clash_loses_nothing():
     assert shown(("1", "A"), ("2", "A"), ("3", "A~2")) == {"A": "1", "A~2": "3", "A~2~2": "2"}
+
+
+def test_rows_are_named_by_their_label_and_their_id():
+    rows = [Subject("S2", "A", "", None), Subject("S1", "A", "", None), Subject("S3", "in", "", None)]
+    assert by_label(rows) == {"A": rows[1], "A~S2": rows[0], "in": rows[2]}
+    assert by_label(rows, {"in"}) == {"A": rows[1], "A~S2": rows[0], "in~S3": rows[2]}
 
 
 def test_labels_that_no_file_can_have_are_escaped():

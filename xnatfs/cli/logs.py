@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from xnatfs.cli import streams
 from xnatfs.common.errors import ConfigError
@@ -28,10 +28,14 @@ class LineFormatter(logging.Formatter):
         return "\n".join(map(plain, super().formatException(ei).split("\n")))
 
 
-class LogHandler(logging.StreamHandler[IO[str]]):
+class LogHandler(logging.StreamHandler[Any]):
     """Report the first write error on stderr, and continue."""
 
     failed = False
+
+    @property
+    def file(self) -> str:
+        return getattr(self.stream, "name", "")
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
@@ -39,7 +43,7 @@ class LogHandler(logging.StreamHandler[IO[str]]):
             super().handleError(record)
         elif not self.failed and self.stream is not sys.stderr:
             self.failed = True
-            streams.report(f"cannot write the log {getattr(self.stream, 'name', '')}: {error.strerror}")
+            streams.report(f"cannot write the log {self.file}: {error.strerror}")
 
 
 def log_to(file: str | Path | None, level: int) -> None:

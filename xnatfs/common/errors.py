@@ -32,7 +32,12 @@ The text of an exception is one line for a user: what failed, where, and what to
 control characters in a server's words are replaced here.
 """
 
+from copy import copy
+from typing import TypeVar
+
 from xnatfs.common.sanitize import line
+
+E = TypeVar("E", bound=Exception)
 
 
 class XnatError(Exception):
@@ -156,6 +161,11 @@ class Reported(Exception):
     def __init__(self, status: int, line: str) -> None:
         super().__init__(line)
         self.status = status
+
+
+def fresh(error: E) -> E:
+    """Return a copy of an error to raise again: an exception that is raised collects tracebacks."""
+    return copy(error)
 
 
 def first_error(error: BaseException) -> BaseException:

@@ -17,8 +17,8 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from xnatfs.common.errors import FuseMissing, MountpointError
-from xnatfs.common.files import make_private, write_private
-from xnatfs.common.locks import holder, lock_soon
+from xnatfs.common.files import write_private
+from xnatfs.common.locks import holder, lock_soon, open_lock
 from xnatfs.common.mountinfo import Mount, file_system, mount_on
 from xnatfs.settings.config import cache_home
 from xnatfs.settings.credentials import for_children
@@ -181,14 +181,10 @@ async def one_at_a_time(mountpoint: Path, wait: float) -> AsyncIterator[None]:
     own lock: a stopped `xnatfs mount` blocks no mount elsewhere.
     """
     path = _registration(mountpoint).with_suffix(".lock")
-    make_private(path.parent)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
+    with open_lock(path) as descriptor:
         if not await lock_soon(descriptor, wait):
             raise MountpointError(f"{mountpoint} is being mounted on by {holder(path)}: let that end, or kill it")
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

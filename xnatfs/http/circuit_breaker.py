@@ -15,11 +15,10 @@ Invariants:
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from copy import copy
 
 import trio
 
-from xnatfs.common.errors import Unreachable
+from xnatfs.common.errors import Unreachable, fresh
 from xnatfs.http.retry import Backoff
 
 log = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ class CircuitBreaker:
         """Raise the error of the outage, if there is one; while the server is in doubt, wait for the verdict first."""
         await self._verdict.wait()
         if self._outage is not None:
-            raise copy(self._outage)  # a new one each time: a raised exception collects tracebacks
+            raise fresh(self._outage)
 
     def record_answer(self) -> None:
         """Record an answer of the server."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 
-from xnatfs.common.errors import NoRoute, TimedOut, Unreachable
+from xnatfs.common.errors import NoRoute, TimedOut, Unreachable, first_error
 
 # Error numbers that mean a timeout, and those that mean that the host is unreachable.
 TIMEOUT_ERRNOS = frozenset({errno.ETIMEDOUT})
@@ -75,8 +75,7 @@ def _kind(error: httpx.TransportError) -> type[Unreachable]:
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """Iterate over an error and its causes, down to the root."""
     while error is not None:
-        if isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
+        error = first_error(error)
         yield error
         error = error.__cause__ or error.__context__
 

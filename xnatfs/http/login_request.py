@@ -19,6 +19,8 @@ from xnatfs.http.replies import (
 from xnatfs.settings.credentials import Credentials
 from xnatfs.settings.session_store import is_session_id
 
+# The smallest resource of an XNAT, and open to every user.
+PROBE_PATH = "/xapi/siteConfig/buildInfo"
 # Reasons of a failed login other than a wrong password: a pattern in the server's page or its address, and the remedy.
 # XNAT redirects to its own pages, or reports the same with 403.
 LOGIN_OBSTACLES = (
@@ -103,14 +105,13 @@ class LoginRequest:
         if status == 400 and (provider := credentials.provider):
             refused = f"{url} takes no login by {provider!r}, which is `provider` in the profile ({message})"
             return LoginRequired(refused)
-        # Query and fragment may be secret.
-        target = re.split("[?#]", response.headers.get("location", ""))[0] or "another address"
-        if (why := _obstacle(response, text)) or await self._is_xnat():
-            message = f"{status_line(response)} to {target}" if response.is_redirect else message
+        why = _obstacle(response, text)
+        if why or await is_xnat(self._http, *await send_short(self._http, "GET", PROBE_PATH)):
+            message = f"{status_line(response)} to {target_of(response)}" if response.is_redirect else message
             why = why or "log in with a browser once; the password may have expired"
             return LoginRequired(f"{url} answered the login of {credentials.user} with a page ({message}): {why}")
         if response.is_redirect:
-            return NotXnat(f"{url} redirects to {target}: use that address if it is your XNAT")
+            return redirect_error(str(url), response)
         return NotXnat(f"{url} is not an XNAT: it answers {status} to /data/JSESSION (is the path right?)")
 
     async def _offer(self) -> tuple[httpx.Response, str]:
@@ -145,12 +146,22 @@ class LoginRequest:
             text = session_cookie(response)
         return response, text
 
-    async def _is_xnat(self) -> bool:
-        response, text = await send_short(self._http, "GET", "/xapi/siteConfig/buildInfo")
-        if response.status_code == 404:  # a server from before /xapi: its REST engine names itself in each answer
-            response, _ = await send_short(self._http, "GET", "/data/auth")
-            return "restlet" in response.headers.get("server", "").lower()
-        return response.status_code == 200 and not is_html(response) and "version" in text
+
+async def is_xnat(http: httpx.AsyncClient, response: httpx.Response, text: str) -> bool:
+    """Return whether a server is an XNAT, by its answer to PROBE_PATH, or else by another one."""
+    if response.status_code == 404:  # a server from before /xapi: its REST engine names itself in each answer
+        response, _ = await send_short(http, "GET", "/data/auth")
+        return "restlet" in response.headers.get("server", "").lower()
+    return response.status_code == 200 and not is_html(response) and "version" in text
+
+
+def target_of(response: httpx.Response) -> str:
+    """Return where a redirect leads, without query and fragment, which may be secret."""
+    return re.split("[?#]", response.headers.get("location", ""))[0] or "another address"
+
+
+def redirect_error(url: str, response: httpx.Response) -> NotXnat:
+    return NotXnat(f"{url} redirects to {target_of(response)}: use that address if it is your XNAT")
 
 
 def try_later(response: httpx.Response) -> Exception:

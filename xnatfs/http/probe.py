@@ -19,10 +19,10 @@ from xnatfs.common.sanitize import decoded, loads, plain
 from xnatfs.common.tls import tls_context
 from xnatfs.http.clients import open_clients
 from xnatfs.http.failures import unreachable
-from xnatfs.http.login_request import send_short
+from xnatfs.http.login_request import PROBE_PATH, is_xnat, redirect_error, send_short
 from xnatfs.http.messages import HttpRequest
 from xnatfs.http.replies import FAULT_STATUSES, close, is_html, page_message, read_page, status_line, unavailable
-from xnatfs.http.transport import PROBE_PATH, Transport
+from xnatfs.http.transport import Transport
 from xnatfs.settings.config import Config, is_loopback
 
 # The page to log in with a browser, which has the login methods of the site; no route of the API does without a login.
@@ -133,16 +133,10 @@ async def _check_is_xnat(http: httpx.AsyncClient, url: str, response: httpx.Resp
     if "not yet been configured" in text:
         raise NotXnat(f"{url} is an XNAT that has not been set up: its managers do that with a browser")
     if response.is_redirect:
-        target = re.split("[?#]", response.headers.get("location", ""))[0]
-        raise NotXnat(f"{url} redirects to {target}: use that address if it is your XNAT")
-    if response.status_code == 404:  # a server from before /xapi names its REST engine
-        old, _ = await send_short(http, "GET", "/data/auth")
-        if "restlet" in old.headers.get("server", "").lower():
-            return
-    if response.status_code == 200 and not is_html(response) and "version" in text:
-        return
-    found = f" ({said})" if said else ""
-    raise NotXnat(f"{url} is not an XNAT: it answers {status_line(response)}{found}; is the path right?")
+        raise redirect_error(url, response)
+    if not await is_xnat(http, response, text):
+        found = f" ({said})" if said else ""
+        raise NotXnat(f"{url} is not an XNAT: it answers {status_line(response)}{found}; is the path right?")
 
 
 def _version(text: str) -> str:

@@ -28,6 +28,7 @@ from xnatfs.http.circuit_breaker import CircuitBreaker
 from xnatfs.http.clients import Clients, close_idle_connections, open_clients
 from xnatfs.http.failures import is_permanent, unreachable
 from xnatfs.http.login import Login
+from xnatfs.http.login_request import PROBE_PATH
 from xnatfs.http.messages import ChangeReply, HttpRequest
 from xnatfs.http.replies import (
     BUSY_STATUSES,
@@ -56,8 +57,6 @@ MAX_LOST_SESSIONS = 3
 # Seconds that a request for a big file may take in addition to the server's time: a process starts in 80 ms, on a busy
 # machine in seconds, and a process that hangs has to be detected.
 PROCESS_START_SECONDS = 5.0
-# The smallest resource of an XNAT, and open to every user.
-PROBE_PATH = "/xapi/siteConfig/buildInfo"
 
 # Statuses of changes that the server has not made, and that are repeated.
 REPEATED_CHANGE_STATUSES = frozenset({429, 503})

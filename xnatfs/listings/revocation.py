@@ -13,13 +13,12 @@ Invariants:
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
-from copy import copy
 from weakref import WeakValueDictionary
 
 import trio
 
 from xnatfs.common.clock import now
-from xnatfs.common.errors import Denied, LoginRequired, NotFound, Stale, XnatError
+from xnatfs.common.errors import Denied, LoginRequired, NotFound, Stale, XnatError, fresh
 from xnatfs.common.tasks import unattended
 from xnatfs.listings.background_store import ListingStore
 from xnatfs.listings.keys import (
@@ -83,7 +82,7 @@ class Permit:
             with trio.move_on_after(max(0.0, self._asked_at + CHECK_SECONDS - now())):
                 await self._answered.wait()
         if self._refusal is not None:
-            raise copy(self._refusal)  # a new one each time: a raised exception collects tracebacks
+            raise fresh(self._refusal)
 
     async def _ask(self, answered: trio.Event) -> None:
         """Run the check in a task of its own, so that a cancelled reader does not end it for the others."""
@@ -93,9 +92,9 @@ class Permit:
         except NotFound as error:
             self._refusal, again = Stale(f"it was open, and no longer exists: {error}"), float("inf")
         except Denied as error:
-            self._refusal, again = copy(error), float("inf")
+            self._refusal, again = fresh(error), float("inf")
         except LoginRequired as error:
-            self._refusal = copy(error)
+            self._refusal = fresh(error)
         except XnatError as error:
             log.debug("whether an open file may still be read is not known: %s", error)
             if self._refusal is None:

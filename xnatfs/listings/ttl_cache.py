@@ -6,7 +6,6 @@ A refusal (NotFound, Denied) is cached as well, for REFUSAL_SECONDS; any other f
 """
 
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -14,7 +13,7 @@ import trio
 from cachetools import Cache, LRUCache
 
 from xnatfs.common.clock import now
-from xnatfs.common.errors import Denied, NotFound, XnatError
+from xnatfs.common.errors import Denied, NotFound, XnatError, fresh
 
 # A file counts twice, in its listing (90 bytes) and in its folder (up to 200, where it was looked up by name): a
 # million files, and as many other rows, are what a mount may hold in memory.
@@ -143,7 +142,7 @@ class MetadataCache:
                 if found is not None:
                     return found
                 if turn.error is not None:
-                    raise copy(turn.error)  # a new one each time: a raised exception collects tracebacks
+                    raise fresh(turn.error)
             return await self._fetch(key, fetch, turn)
 
     async def renew(
@@ -165,12 +164,12 @@ class MetadataCache:
         try:
             value = await fetch()
         except XnatError as error:
-            turn.error = copy(error)
+            turn.error = fresh(error)
             if isinstance(error, NotFound | Denied) and generation == self.generation:
-                self._keep(key, _Refusal(error))
+                self.put(key, _Refusal(error))
             raise
         if generation == self.generation:
-            self._keep(key, value)
+            self.put(key, value)
         return value
 
     def peek(self, key: Hashable) -> Expiring | None:
@@ -184,7 +183,11 @@ class MetadataCache:
         return value if isinstance(value, Listing) else None
 
     def put(self, key: Hashable, value: Expiring) -> None:
-        self._keep(key, value)
+        self.forget(key)
+        if len(value) < self._values.maxsize:
+            self._values[key] = value
+        else:  # to fetch it for each of its resources would cost more than to hold it
+            self._largest = (key, value)
 
     async def expire(self) -> None:
         """Release values that are no longer held, which otherwise stay until others need the room."""
@@ -239,10 +242,3 @@ class MetadataCache:
         if isinstance(value, _Refusal):
             raise value.error()
         return value  # type: ignore[return-value]  # what a key holds is what its fetch returned
-
-    def _keep(self, key: Hashable, value: Expiring) -> None:
-        self.forget(key)
-        if len(value) < self._values.maxsize:
-            self._values[key] = value
-        else:  # to fetch it for each of its resources would cost more than to hold it
-            self._largest = (key, value)

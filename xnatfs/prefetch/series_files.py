@@ -15,6 +15,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, nullcontext
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -163,7 +164,6 @@ class SeriesPrefetch:
         if session.room(series) <= 0 or not series.size:
             return False
         self._tars[series] = tar = SeriesTar(series, self.stats)
-        self.stats.tars += 1
         self._nursery.start_soon(self._run, session, tar)
         return True
 
@@ -294,13 +294,8 @@ def _are_distinct(rows: Sequence[FileRow]) -> bool:
 
 async def _md5(data: bytes) -> str:
     """Return the MD5 of a member: of a long one in a thread, since a mebibyte takes 2 ms of the event loop."""
-    if len(data) > 2**20:
-        return await trio.to_thread.run_sync(_hexdigest, data)
-    return _hexdigest(data)
-
-
-def _hexdigest(data: bytes) -> str:
-    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    digest = partial(hashlib.md5, data, usedforsecurity=False)
+    return (await trio.to_thread.run_sync(digest) if len(data) > 2**20 else digest()).hexdigest()
 
 
 def _log(error: Exception, series: Series) -> None:

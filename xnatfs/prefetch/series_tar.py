@@ -27,11 +27,10 @@ STALLED_SECONDS, ARRIVAL_CHECK_SECONDS, FILES_PER_CHECK = 5.0, 1.0, 32
 
 @dataclass
 class PrefetchStats:
-    """Counters of read-ahead: bytes that were fetched, bytes of these that were opened, tars, and their members."""
+    """Counters of read-ahead: bytes that were fetched, bytes of these that were opened, and members of tars."""
 
     ahead: int = 0
     used: int = 0
-    tars: int = 0
     members: int = 0
 
 

@@ -41,7 +41,6 @@ class Route(Enum):
 class Address:
     """The address by which the files of one resource are requested."""
 
-    item: Item  # the item with whose resources it is listed
     home: Item  # the item or part that it belongs to
     base: Item  # the item or part below which its number is requested
     resource: str
@@ -62,7 +61,7 @@ class Address:
         """
         same = [other for other in digits if other.label == resource.id and other.id != resource.id]
         rivals = tuple(other for other in same if base == item or other.group == resource.group)
-        return cls(item, home, base, resource.id, resource.label, rivals, base if same else item)
+        return cls(home, base, resource.id, resource.label, rivals, base if same else item)
 
     def routes(self, path: str, catalogue: Catalogue) -> tuple[Route, ...]:
         """Return the forms of request for a file of the resource, in the order in which they are to be tried."""

@@ -1,7 +1,7 @@
 """Request the lists that bids/ needs: maps of names, demographics, and labels of resources by session."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -100,21 +100,6 @@ def may_hold_tree(label: str) -> bool:
     return label.strip().lower() in _TREE_LABELS
 
 
-def map_rows(rows: Sequence[Row], where: str) -> list[BidsMapRow]:
-    """Parse the reply of the configuration service; no lines if the map is switched off.
-
-    Args:
-        rows: The versions of the document, the current one first or alone.
-        where: What the map is called in an error.
-
-    Raises:
-        BadReply: The document is no map.
-    """
-    if not rows or rows[0].get("status") == "disabled":
-        return []
-    return parse_map(rows[0].get("contents"), where)
-
-
 def parse_map(text: str, where: str) -> list[BidsMapRow]:
     """Parse a map: a JSON list of objects with `series_description` and `bidsname`. Raises BadReply."""
     try:
@@ -210,8 +195,10 @@ async def bids_map(xnat: Xnat, project: str = "") -> list[BidsMapRow]:
         rows = await xnat.rows(*where, "bids", "bidsmap")
     except (NotFound, Denied):
         return [NO_LINE]
+    if not rows or rows[0].get("status") == "disabled":  # the versions of the map, the current one first or alone
+        return [NO_LINE]
     try:
-        return map_rows(rows, name) or [NO_LINE]
+        return parse_map(rows[0].get("contents"), name) or [NO_LINE]
     except BadReply as error:
         log.warning("%s: no line of it is used", error)
         return [BidsMapRow("", "", wrong=str(error))]

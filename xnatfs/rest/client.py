@@ -219,10 +219,6 @@ class Xnat(Contents):
             labels.update(filter(None, [row.text(SUBJECT_RESOURCE_LABEL)]))
         return found
 
-    async def document(self, *item: str) -> dict[str, str]:
-        """Fetch the fields of one project, subject or experiment."""
-        return (await self.item(*item)).fields
-
     async def item(self, *item: str) -> Document:
         """Fetch the document of one project, subject, experiment or scan, with its children."""
         path = item_path(item)

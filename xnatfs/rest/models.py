@@ -7,7 +7,7 @@ IDs stay exactly as the server has them, because requests contain them; labels a
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from sys import intern
@@ -39,6 +39,12 @@ def parse_time(text: str) -> float | None:
         return datetime.fromisoformat(f"{text}+00:00").timestamp()
     except ValueError:
         return None
+
+
+def total(numbers: Iterable[int | None]) -> int | None:
+    """Return the sum of numbers; None if one of them is not known."""
+    known = list(numbers)
+    return None if None in known else sum(filter(None, known))
 
 
 _replace_numbers = re.compile(r"[0-9]+").sub

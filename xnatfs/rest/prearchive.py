@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from xnatfs.common.errors import BadReply, Conflict, Denied, LoginRequired, NotFound, Uncertain, Unreachable, XnatError
 from xnatfs.common.sanitize import loads
-from xnatfs.rest.models import PrearchiveSession
+from xnatfs.rest.models import PrearchiveSession, total
 
 if TYPE_CHECKING:  # commands that change nothing start without the client
     from xnatfs.http.messages import ChangeReply
@@ -331,9 +331,7 @@ async def held(xnat: Xnat, waiting: PrearchiveSession) -> int | None:
         rows = await xnat.rows("prearchive", "projects", *waiting.key, "resources")
     except (NotFound, BadReply):
         return None
-    counts = [row.number("file_count") for row in rows if row.get("category") == "scans"]
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+    return total(row.number("file_count") for row in rows if row.get("category") == "scans")
 
 
 def _path(xnat: Xnat, waiting: PrearchiveSession) -> str:
@@ -349,7 +347,7 @@ def _uri(answer: ChangeReply) -> str:
 
 
 def _name(waiting: PrearchiveSession) -> str:
-    return f"{waiting.name} ({'/'.join(waiting.key)})"
+    return f"{waiting.name} ({waiting.id})"
 
 
 def failure(xnat: Xnat, answer: ChangeReply, what: str) -> XnatError:

@@ -189,14 +189,21 @@ def read_profiles(path: Path) -> tuple[dict[str, Profile], str]:
     return profiles, str(document.get("default_profile") or "")
 
 
-def _document(path: Path) -> dict[str, Any]:
-    """Read the file, each scalar as the text that stands there: YAML reads 0123 as 83, and yes as True."""
+def read_text(path: Path) -> str:
+    """Return a profile file as it stands; '' if there is none. Raises ConfigError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
+        return ""
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _document(path: Path) -> dict[str, Any]:
+    """Read the file, each scalar as the text that stands there: YAML reads 0123 as 83, and yes as True."""
+    text = read_text(path)
+    if not text:
+        return {}
     import yaml  # costs 15 ms at each start, and many machines have no such file
 
     class TextLoader(yaml.SafeLoader):

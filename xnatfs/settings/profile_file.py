@@ -13,7 +13,7 @@ from typing import Any
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.files import write_private
 from xnatfs.common.locks import holder, lock_within, open_lock
-from xnatfs.settings.config import profiles_path, read_profiles
+from xnatfs.settings.config import profiles_path, read_profiles, read_text
 
 NEWEST_PROFILE_VERSION = 1  # the newest known `version` of the file
 # Seconds that another process may take to change the file: it takes milliseconds, on a slow file server more.
@@ -71,21 +71,14 @@ def replace_text(text: str, before: str, path: Path | None = None) -> None:
     with _locked(path):
         if read_text(path) != before:
             raise ConfigError(f"{path} was changed by another program meanwhile")
-        try:
-            write_private(path, text)
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+        _write(path, text)
 
 
-def read_text(path: Path | None = None) -> str:
-    """Return the file as it stands; '' if there is none. Raises ConfigError."""
-    path = path or profiles_path()
+def _write(path: Path, text: str) -> None:
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        write_private(path, text)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _existing(document: Any, name: str, path: Path | None) -> Any:
@@ -122,10 +115,7 @@ def _edited(path: Path | None) -> Iterator[Any]:
         yield document
         text = io.StringIO()
         yaml.dump(document, text)
-        try:
-            write_private(path, text.getvalue())
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+        _write(path, text.getvalue())
 
 
 @contextmanager

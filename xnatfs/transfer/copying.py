@@ -67,7 +67,6 @@ class DownloadReport:
     copied: int = 0
     up_to_date: int = 0
     unverified: int = 0  # without a digest: only their length is known to be right
-    requests: int = 0
     seconds: float = 0.0
     kept: list[PurePosixPath] = field(default_factory=list)  # edited here, so not replaced
     failed: list[tuple[PurePosixPath, str]] = field(default_factory=list)

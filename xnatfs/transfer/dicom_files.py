@@ -121,7 +121,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _in_folder(path: Path) -> Iterator[_Member]:
-    for directory, names, files in os.walk(path, onerror=_raise):
+    for directory, names, files in os.walk(path, onerror=raise_error):
         names.sort()
         for name in sorted(files):
             place = Path(directory, name)
@@ -129,7 +129,8 @@ def _in_folder(path: Path) -> Iterator[_Member]:
                 yield _file(place, place.relative_to(path).as_posix())
 
 
-def _raise(error: OSError) -> None:
+def raise_error(error: OSError) -> None:
+    """Raise an error of `os.walk`, which passes over folders that it cannot read unless it is given this."""
     raise error
 
 

@@ -155,12 +155,15 @@ async def _scans(session: SessionDir, wanted: Collection[str] | None) -> list[Sc
     """Return these scans (None: all). Raises NotFound that names every one that is not there."""
     listed = (await (await _part(session, "scans")).children()).nodes.values()
     scans = [node for node in listed if isinstance(node, ScanDir)]
-    known = {node.scan.id for node in scans}
-    if missing := sorted(set(wanted or ()) - known):
-        raise NotFound(
-            f"scan {', '.join(missing)} is not in the session (its scans: {', '.join(sorted(known)) or 'none'})"
-        )
+    check_listed(wanted or (), {node.scan.id for node in scans})
     return [node for node in scans if wanted is None or node.scan.id in wanted]
+
+
+def check_listed(wanted: Collection[str], known: Collection[str]) -> None:
+    """Raise NotFound that names every scan that is not in the session."""
+    if missing := sorted(set(wanted) - set(known)):
+        names = ", ".join(sorted(known)) or "none"
+        raise NotFound(f"scan {', '.join(missing)} is not in the session (its scans: {names})")
 
 
 async def _part(session: SessionDir, name: str) -> Dir:

@@ -25,6 +25,7 @@ from xnatfs.rest.file_table import Catalogues, file_rows
 from xnatfs.rest.models import FileRow
 from xnatfs.rest.prearchive import failure
 from xnatfs.transfer.copying import Progress
+from xnatfs.transfer.dicom_files import raise_error
 from xnatfs.transfer.local_files import md5
 from xnatfs.transfer.request_bodies import Part, Sending, as_file, as_tar, with_length
 from xnatfs.transfer.upload_session import BATCH
@@ -82,21 +83,14 @@ class ResourceTarget:
         return "/data/" + "/".join(map(quote, (*self.item, "resources"))) + f"/{quote(self.label, safe='')}/files"
 
 
-def find(paths: Sequence[Path]) -> list[Local]:
+def find(path: Path) -> list[Local]:
     """List the files to send: a file under its own name, the files below a folder under their paths in it.
 
-    Raises ConfigError if a file cannot be read, or if two would have the same name.
+    Raises ConfigError if a file cannot be read.
     """
-    places: dict[str, Path] = {}
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(each for each in _below(path) if each.is_file())
-            named = {each.relative_to(path).as_posix(): each for each in inside}
-        else:
-            named = {path.name: path}
-        if twice := sorted(named.keys() & places.keys()):
-            raise ConfigError(f"{named[twice[0]]} and {places[twice[0]]} would both be {twice[0]}")
-        places |= named
+    places = {path.name: path}
+    if path.is_dir():
+        places = {each.relative_to(path).as_posix(): each for each in sorted(_below(path)) if each.is_file()}
     for name in places:
         if name.endswith("_catalog.xml"):
             raise ConfigError(f"{places[name]}: XNAT keeps names that end in _catalog.xml for itself")
@@ -106,14 +100,10 @@ def find(paths: Sequence[Path]) -> list[Local]:
 def _below(folder: Path) -> Iterator[Path]:
     """List all that is below a folder. Raises ConfigError if a folder is unreadable: its files would be left out."""
     try:
-        for directory, _, names in os.walk(folder, onerror=_raise):
+        for directory, _, names in os.walk(folder, onerror=raise_error):
             yield from (Path(directory, name) for name in names)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from None
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _local(path: Path, name: str) -> Local:
@@ -181,7 +171,7 @@ async def _held(target: ResourceTarget, files: Sequence[Local], there: Mapping[s
     groups, where = Catalogues.of(there.values()).groups, tuple(target.item)
 
     async def compare(file: Local, row: FileRow) -> None:
-        address = Address(where, where, where, row.resource_id, target.label, archived_at=where)
+        address = Address(where, where, row.resource_id, target.label, archived_at=where)
         with suppress(NotFound, Denied, BadReply):  # not known to be the same, so it is sent
             if await _fetch_md5(FileSource(target.xnat, address, row, groups)) == file.digest:
                 held.add(file.name)

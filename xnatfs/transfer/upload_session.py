@@ -20,7 +20,7 @@ from xnatfs.common.tasks import gather, in_parallel
 from xnatfs.http.messages import ChangeReply
 from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat
-from xnatfs.rest.models import UNASSIGNED, FileRow, PrearchiveSession, Row
+from xnatfs.rest.models import UNASSIGNED, FileRow, PrearchiveSession, Row, total
 from xnatfs.transfer.copying import Progress
 from xnatfs.transfer.dicom_files import Image
 from xnatfs.transfer.journal import DONE, NEW, SENT, Batch, Journal, Mode
@@ -122,7 +122,7 @@ async def check_free(xnat: Xnat, target: Target) -> None:
         text = f"{where} is in the archive already, as {fields.get('ID')}; nothing was sent ({hint})"
         raise Conflict(text, status=409, url=xnat.url, hint=hint)
     if found := prearchive.matching(rows, target.session):
-        text = f"{where} is in the prearchive already ({', '.join('/'.join(row.key) for row in found)})"
+        text = f"{where} is in the prearchive already ({', '.join(row.id for row in found)})"
         raise Conflict(f"{text}; nothing was sent ({hint})", status=409, url=xnat.url, hint=hint)
 
 
@@ -468,9 +468,7 @@ def _count(outcome: Outcome, journal: Journal, place: str, held: int | None, rec
 
 def _before(journal: Journal, place: str) -> int | None:
     """Count the files that may have been in a session before; those in the prearchive may have been archived since."""
-    counts = list(journal.before.values()) if place == ARCHIVE else [journal.before.get(place, 0)]
-    known = [count for count in counts if count is not None]
-    return sum(known) if len(known) == len(counts) else None
+    return total(journal.before.values()) if place == ARCHIVE else journal.before.get(place, 0)
 
 
 async def count_before(xnat: Xnat, target: Target) -> dict[str, int | None]:
@@ -495,9 +493,7 @@ async def _own(
         if row.key in keys or (target.session in (row.name, row.folder) and row.row.get("tag") in studies)
     ]
     if waiting:
-        counts = [await prearchive.held(xnat, row) for row in waiting]
-        known = [count for count in counts if count is not None]
-        return waiting, sum(known) if len(known) == len(counts) else None
+        return waiting, total([await prearchive.held(xnat, row) for row in waiting])
     fields = await prearchive.archived(xnat, target.project, target.session)
     came = prearchive.origin(fields)
     if fields and (fields.get("UID") in studies or any(key[1:] == came for key in keys)):

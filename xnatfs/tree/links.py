@@ -285,7 +285,7 @@ class SubjectLinks(LinksDir):
         )
 
     async def resolve(self, accession: str) -> Path:
-        fields = await self.site.xnat.document("subjects", accession)
+        fields = (await self.site.xnat.item("subjects", accession)).fields
         return await self.path_of(fields.get("project", ""), accession)
 
 
@@ -331,7 +331,7 @@ class ExperimentLinks(LinksDir):
         return await aside(len(listing), make)
 
     async def resolve(self, accession: str) -> Path:
-        fields = await self.site.xnat.document("experiments", accession)
+        fields = (await self.site.xnat.item("experiments", accession)).fields
         project, session = fields.get("project", ""), fields.get("imageSession_ID", "")
         if not session:
             return await self.path_of(project, accession)

@@ -8,7 +8,7 @@ server has it. Clashes are resolved by ID, never by the order of a listing.
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from xnatfs.common.errors import NotFound
 from xnatfs.rest.models import natural
@@ -29,6 +29,19 @@ _SIMPLE_NAMES = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}(?:\n[A-Za-z0-9_
 DEEPEST = 100
 
 T = TypeVar("T")
+
+
+class LabelledRow(Protocol):
+    """A row with an ID and a label."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+
+L = TypeVar("L", bound=LabelledRow)
 
 
 def escape(label: str) -> str:
@@ -114,6 +127,11 @@ def assign(
     if len(named) < len(unique) or "" in named or not named.keys().isdisjoint(reserved):
         named = _resolved(unique, dict(zip(unique, names, strict=True)), reserved)
     return {name: named[name] for name in sorted(named, key=natural)} if len(named) > 1 else named
+
+
+def by_label(rows: Iterable[L], reserved: Collection[str] = ()) -> dict[str, L]:
+    """Assign a unique name to each row of one directory, by its label and its ID, as `assign` does."""
+    return assign(rows, lambda row: row.label, lambda row: row.id, reserved)
 
 
 def _resolved(items: Mapping[str, T], names: Mapping[str, str], reserved: Collection[str]) -> dict[str, T]:

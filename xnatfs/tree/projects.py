@@ -9,7 +9,7 @@ from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.models import Experiment, Project, Subject
 from xnatfs.site import Site
 from xnatfs.tree.metadata.project_tables import PROJECT_TABLES, all_subjects, project_files
-from xnatfs.tree.names import assign
+from xnatfs.tree.names import assign, by_label
 from xnatfs.tree.node import Children, Dir, Node
 from xnatfs.tree.resource_view import ResourcePlace
 from xnatfs.tree.resources import ResourcesDir
@@ -66,7 +66,7 @@ class ProjectDir(Dir):
         self, subjects: Listing[Subject], experiments: Listing[Experiment], files: Mapping[str, Node]
     ) -> Children:
         rows = all_subjects(subjects.rows, experiments.rows)
-        named = assign(rows, lambda row: row.label, lambda row: row.id, PROJECT_NAMES)
+        named = by_label(rows, PROJECT_NAMES)
         nodes: dict[str, Node] = {RESOURCES: self.resources_dir()}
         nodes |= {name: SubjectDir(self, name, row) for name, row in named.items()}
         nodes |= files
@@ -86,7 +86,22 @@ class ProjectDir(Dir):
         return ResourcesDir(self.site, self, RESOURCES, ResourcePlace(item, item, project=self.project.id))
 
 
-class SubjectDir(Dir):
+class SubjectNode(Dir):
+    """A directory that stands for a subject, with its time and attributes."""
+
+    __slots__ = ()
+
+    subject: Subject
+
+    def modified(self) -> float:
+        return self.subject.modified or super().modified()
+
+    def xattrs(self) -> dict[str, str]:
+        row = self.subject
+        return {"id": row.id, "label": row.label, "uri": f"/data/subjects/{row.id}", "project": row.project}
+
+
+class SubjectDir(SubjectNode):
     """The directory of one subject, under its label in this project: its sessions here, and its resources."""
 
     __slots__ = ("project_dir", "subject")
@@ -95,13 +110,6 @@ class SubjectDir(Dir):
         super().__init__(parent.site, parent, name)
         self.project_dir = parent
         self.subject = subject
-
-    def modified(self) -> float:
-        return self.subject.modified or super().modified()
-
-    def xattrs(self) -> dict[str, str]:
-        row = self.subject
-        return {"id": row.id, "label": row.label, "uri": f"/data/subjects/{row.id}", "project": row.project}
 
     async def load(self) -> Children:
         listing = await self.site.experiments(self.project_dir.project.id)
@@ -117,7 +125,7 @@ class SubjectDir(Dir):
     def named(self, listing: Listing[Experiment]) -> dict[str, Experiment]:
         """Return its sessions by name, out of all experiments of the project."""
         rows = listing.groups.get(self.subject.id, ())
-        return assign(rows, lambda row: row.label, lambda row: row.id, {RESOURCES})
+        return by_label(rows, {RESOURCES})
 
     def sources(self) -> Sequence[ListKey]:
         return [ExperimentsKey(self.project_dir.project.id)]

@@ -14,7 +14,7 @@ from xnatfs.rest.address import Address, with_digits
 from xnatfs.rest.models import Resource
 from xnatfs.site import Site
 from xnatfs.tree.folders import Folders, build
-from xnatfs.tree.names import assign
+from xnatfs.tree.names import by_label
 from xnatfs.tree.node import Children, Dir, Node
 from xnatfs.tree.resource_view import ResourcePlace, ResourceView
 
@@ -45,7 +45,7 @@ class ResourcesDir(Dir):
             digits: The resources in it whose label can be mistaken for a number.
         """
         resources, place = listing.groups.get(self.place.group, ()), self.place
-        for name, row in assign(resources, lambda row: row.label, lambda row: row.id, self.reserved).items():
+        for name, row in by_label(resources, self.reserved).items():
             if self.site.views.shows_resource(row.label):
                 address = Address.of(row, place.item, place.home, place.base, digits)
                 yield ResourceDir(self, name, place, row, address)

@@ -11,7 +11,7 @@ from xnatfs.rest.models import Assessor, Experiment, Item, Scan
 from xnatfs.site import Site
 from xnatfs.tree.metadata.session_files import session_files
 from xnatfs.tree.metadata.session_parts import SessionParts
-from xnatfs.tree.names import assign
+from xnatfs.tree.names import assign, by_label
 from xnatfs.tree.node import INODE_BITS, Children, Dir, Node, StaticDir, number
 from xnatfs.tree.resource_view import ResourcePlace
 from xnatfs.tree.resources import ResourcesDir
@@ -148,7 +148,7 @@ class AssessorsDir(_PartsDir):
 
     async def load(self) -> Children:
         listing = await self.session.parts.assessors()
-        named = assign(listing.rows, lambda row: row.label, lambda row: row.id)
+        named = by_label(listing.rows)
         labels = {row.label for row in listing.rows if row.label != row.id}  # in a URL they name assessors, too
 
         def make(name: str, row: Assessor) -> AssessorDir:

@@ -155,8 +155,6 @@ def _add_profile(context: Context, credentials: Credentials) -> None:
 
 def _store_password(context: Context, credentials: Credentials) -> None:
     """Store the password in the keyring, and note that in the profile; else name the alternatives."""
-    from xnatfs.settings.profile_file import add_profile
-
     profile = context.config.profile
     if profile.password:
         context.note(
@@ -211,8 +209,6 @@ async def logout(context: Context) -> int:
 
     They are removed here in any case; what the server did not end is reported, with exit status 8.
     """
-    from xnatfs.settings.credentials import kept_credentials, kept_token
-
     config, url = context.config, context.config.url
     token, session = kept_token(url), context.store.find(ended=True)
     failures = []

@@ -91,10 +91,10 @@ async def find(context: Context, xnat: Xnat) -> tuple[str, Document | None]:
     return document.fields.get("ID") or wanted_experiment(context), document
 
 
-async def below(context: Context, xnat: Xnat, accession: str, *rest: str, columns: str = "") -> list[Row]:
+async def below(context: Context, xnat: Xnat, accession: str, *rest: str) -> list[Row]:
     """Fetch a list of the experiment. Raises NotFound if that does not exist, for which servers answer 500."""
     try:
-        return await xnat.rows("experiments", accession, *rest, columns=columns)
+        return await xnat.rows("experiments", accession, *rest)
     except (NotFound, BadReply):
         await experiment(context, xnat)
         raise

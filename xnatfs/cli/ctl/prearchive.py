@@ -127,7 +127,7 @@ async def change_each(
         elif not rows:
             context.note("No results: no session is READY")
         if context.arguments.dry_run and rows:
-            print_lines("/".join(row.key) for row in rows)
+            print_lines(row.id for row in rows)
             return 0
         for row in rows:
             try:
@@ -353,14 +353,14 @@ async def delete_one(context: Context, xnat: Xnat, waiting: PrearchiveSession) -
             await trio.to_thread.run_sync(_confirm, waiting, abandon_on_cancel=True)
     await prearchive.delete(xnat, waiting)
     context.note(f"Deleted {waiting.name} of {waiting.timestamp} from the prearchive")
-    return {"success": True, "session": waiting.name, "project": waiting.project, "id": "/".join(waiting.key)}
+    return {"success": True, "session": waiting.name, "project": waiting.project, "id": waiting.id}
 
 
 def _confirm(waiting: PrearchiveSession) -> None:
     """Ask on the terminal whether to delete a session. Raises XnatError if not."""
     if not sys.stdin.isatty():
-        raise ConfigError(f"deleting {'/'.join(waiting.key)} cannot be undone: give --yes to do it without being asked")
-    question = plain(f"Delete {'/'.join(waiting.key)} ({waiting.status}) permanently?")
+        raise ConfigError(f"deleting {waiting.id} cannot be undone: give --yes to do it without being asked")
+    question = plain(f"Delete {waiting.id} ({waiting.status}) permanently?")
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise XnatError(f"{waiting.name} was not deleted")

@@ -15,7 +15,14 @@ from xnatfs.cli.parsing import suggest
 from xnatfs.common.errors import ConfigError
 from xnatfs.common.files import write_private
 from xnatfs.settings import profile_file
-from xnatfs.settings.config import absolute_path, normalised_url, profiles_path, read_profiles, select_profile
+from xnatfs.settings.config import (
+    absolute_path,
+    normalised_url,
+    profiles_path,
+    read_profiles,
+    read_text,
+    select_profile,
+)
 
 profile_options = options_of(
     option("--username", metavar="USER", help="the account there (default: a prompt at each login)"),
@@ -210,7 +217,8 @@ async def edit(context: Context) -> None:
     from shutil import rmtree
     from tempfile import mkdtemp
 
-    target, before = profiles_path(), profile_file.read_text()
+    target = profiles_path()
+    before = read_text(target)
     draft = Path(mkdtemp(prefix="xnatctl-")) / target.name  # in a private directory: it may hold a password
     write_private(draft, before)
     try:
@@ -219,7 +227,7 @@ async def edit(context: Context) -> None:
         rmtree(draft.parent)
         raise
     try:
-        after = profile_file.read_text(draft)
+        after = read_text(draft)
         read_profiles(draft)
         if after != before:
             profile_file.replace_text(after, before)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options, output
-from xnatfs.cli.ctl.command import PARTIAL, Command, Context, project_option
+from xnatfs.cli.ctl.command import PARTIAL, Context, command, project_option
 from xnatfs.cli.ctl.experiments import (
     check_has_scans,
     experiment,
@@ -20,7 +21,7 @@ from xnatfs.cli.ctl.experiments import (
     session_argument,
     wanted_experiment,
 )
-from xnatfs.cli.ctl.progress import Silent, show_progress
+from xnatfs.cli.ctl.progress import show_progress
 from xnatfs.cli.lookup.choose import (
     chosen_sessions,
     filtered_scans,
@@ -115,20 +116,28 @@ def _resource_download(parser: argparse.ArgumentParser) -> None:
     _copying(parser)
 
 
+@command("scan download", "xnatctl scan download -E XNAT_E00001 -s 1,2,3 --out ./data", _scan_download)
 async def scan_download(context: Context) -> int:
+    """Copy scans to this machine."""
     scans = wanted_scans(context)
-    return _report(context, [await _run(context, scans, "scan download", of_session=False, of_assessors=False)])
+    return _report(context, [await _run(context, scans, of_session=False, of_assessors=False)])
 
 
+@command("session download", "xnatctl session download -P MYPROJECT 'SUB*_MR1' --out ./data", _session_download)
 async def session_download(context: Context) -> int:
+    """Copy the scans of sessions to this machine."""
     return await _download_each(context, await chosen_sessions(context) or [wanted_experiment(context)])
 
 
+@command("subject download", "xnatctl subject download -P MYPROJECT SUB001 --out ./data", _subject_download)
 async def subject_download(context: Context) -> int:
+    """Copy all sessions of a subject to this machine."""
     return await _download_each(context, await sessions_of_subject(context))
 
 
+@command("project download", "xnatctl project download MYPROJECT --type 'T1*' --out ./data", _project_download)
 async def project_download(context: Context) -> int:
+    """Copy all sessions of a project to this machine."""
     return await _download_each(context, await sessions_of_project(context))
 
 
@@ -140,7 +149,7 @@ async def _download_each(context: Context, sessions: Sequence[str]) -> int:
     for session in sessions:
         arguments.experiment, arguments.session_ids, context.began = session, [], time.monotonic()
         try:
-            outcomes.append(await _run(context, None, f"{arguments.command.noun} download", **more))
+            outcomes.append(await _run(context, None, **more))
         except (NotFound, Denied, BadReply, Conflict) as error:
             if len(sessions) == 1:
                 raise
@@ -168,18 +177,18 @@ def _report(context: Context, outcomes: Sequence[DownloadOutcome]) -> int:
     return max(states, default=0) if len(outcomes) < 2 or states == {0} else 1 if states == {1} else PARTIAL
 
 
+@command("resource download", "xnatctl resource download -E XNAT_E00001 --scan 1 NIFTI", _resource_download)
 async def resource_download(context: Context) -> int:
+    """Copy a resource to this machine."""
     arguments = context.arguments
     arguments.resource, arguments.zip = [resource_label(arguments)], False
     scans = [arguments.scan] if arguments.scan is not None else []
     of_session = arguments.scan is None
-    return _report(
-        context, [await _run(context, scans, "resource download", of_session=of_session, of_assessors=False)]
-    )
+    return _report(context, [await _run(context, scans, of_session=of_session, of_assessors=False)])
 
 
 async def _run(
-    context: Context, scans: Sequence[str] | None, operation: str, *, of_session: bool, of_assessors: bool
+    context: Context, scans: Sequence[str] | None, *, of_session: bool, of_assessors: bool
 ) -> DownloadOutcome:
     """Copy scans (None: all) and resources. `session download` copies the resources of items that cannot have scans."""
     from xnatfs.transfer.local_files import local_name
@@ -191,13 +200,14 @@ async def _run(
     out = arguments.out / local_name(file_name(wanted_experiment(context)))
     _check_out(arguments.out, out)
     _check_zip(arguments)
-    is_whole = scans is None and operation != "scan download" and not (arguments.resource or given_patterns(context))
+    of_scans = arguments.command.noun == "scan"
+    is_whole = scans is None and not (of_scans or arguments.resource or given_patterns(context))
     async with context.site() as site:
         document = await experiment(context, site.xnat)
         accession = document.fields.get("ID") or wanted_experiment(context)
         project, label = document.fields.get("project", ""), document.fields.get("label", accession)
         owner = Owner(site.xnat.url, accession, project, label)
-        if scans or arguments.zip or operation == "scan download":
+        if scans or arguments.zip or of_scans:
             check_has_scans(document, owner.session)
         scans = await filtered_scans(context, site, document, scans)
         Manifest(out).check_owner(owner, force=arguments.force)
@@ -208,10 +218,9 @@ async def _run(
         planned = await _plan(context, session, scans, **choice)
         omitted = await left_out(site, accession, **choice) if is_whole and document.has_scans else ""
         report = await _copy(context, planned, out, owner, session)
-        report.requests = site.xnat.requests
     report.seconds = context.seconds
     report.failed[:0] = [(place, str(error)) for place, error in planned.failed]
-    outcome = _tell(context, report, operation, owner, out, planned)
+    outcome = _tell(context, report, owner, out, planned)
     if omitted:
         context.note(omitted)
     return outcome
@@ -254,7 +263,12 @@ async def _copy(
         return DownloadReport(len(planned.files), size=size)
     if arguments.verify:
         return await transfer.verify(planned.files, out, owner)
-    with show_progress(context, "downloading") as progress, context.resumable(_left(progress, planned, out)):
+    with (
+        show_progress(context, "downloading") as progress,
+        context.resumable(
+            lambda: f"{progress.count} of {len(planned.files)} files are in {out}, and stay; for the others"
+        ),
+    ):
         return await transfer.download(planned.files, out, owner, progress, _options(context, out), session)
 
 
@@ -262,11 +276,8 @@ def _options(context: Context, out: Path) -> Options:
     from xnatfs.transfer.download import PARALLEL_COPIES, Options
 
     workers = context.arguments.workers or context.config.profile.workers or PARALLEL_COPIES
-    return Options(workers, context.arguments.force, _waiting(context, out))
-
-
-def _left(progress: Silent, plan: Plan, out: Path) -> Callable[[], str]:
-    return lambda: f"{progress.count} of {len(plan.files)} files are in {out}, and stay; for the others"
+    on_wait = partial(context.note, f"Waiting for another command that writes to {out}")
+    return Options(workers, context.arguments.force, on_wait)
 
 
 def _check_out(given: Path, out: Path) -> None:
@@ -285,18 +296,11 @@ def _check_zip(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"give either --zip or --{name.replace('_', '-')}, not both")
 
 
-def _waiting(context: Context, out: Path) -> Callable[[], None]:
-    return lambda: context.note(f"Waiting for another command that writes to {out}")
-
-
 async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] | None, out: Path) -> DownloadOutcome:
     from xnatfs.transfer import download as transfer
+    from xnatfs.transfer.plan import check_listed
 
-    known = {row.id for row in (await site.scans(owner.session)).rows}
-    if missing := sorted(set(scans or ()) - known):
-        raise NotFound(
-            f"scan {', '.join(missing)} is not in the session (its scans: {', '.join(sorted(known)) or 'none'})"
-        )
+    check_listed(scans or (), {row.id for row in (await site.scans(owner.session)).rows})
     target, arguments = out / "scans.zip", context.arguments
     if arguments.dry_run:
         print_lines([str(target)])
@@ -310,9 +314,7 @@ async def _zip(context: Context, site: Site, owner: Owner, scans: Sequence[str] 
     return 0, {"operation": "scan download", "output_dir": str(out), "files": 1, "bytes": size, "status": "success"}
 
 
-def _tell(
-    context: Context, report: DownloadReport, operation: str, owner: Owner, out: Path, plan: Plan
-) -> DownloadOutcome:
+def _tell(context: Context, report: DownloadReport, owner: Owner, out: Path, plan: Plan) -> DownloadOutcome:
     for place, why in report.failed:
         print_message(f"xnatctl: {out / place}: {why}")
     for place in report.kept:
@@ -334,14 +336,12 @@ def _tell(
     if report.unverified:
         context.note(f"{output.counted(report.unverified, 'file')} without a digest: only the length was compared")
     status = "success" if done else "partial" if some else "failed"
-    return exit_status, _summary(context, report, operation, owner, out, status)
+    return exit_status, _summary(context, report, owner, out, status)
 
 
-def _summary(
-    context: Context, report: DownloadReport, operation: str, owner: Owner, out: Path, status: str
-) -> dict[str, Any]:
+def _summary(context: Context, report: DownloadReport, owner: Owner, out: Path, status: str) -> dict[str, Any]:
     return {
-        "operation": operation,
+        "operation": f"{context.arguments.command.noun} download",
         "session_id": owner.session,
         "project": context.project(needed=False) or None,
         "output_dir": str(out),
@@ -357,45 +357,4 @@ def _summary(
     }
 
 
-COMMANDS = [
-    Command(
-        "project",
-        "download",
-        "copy all sessions of a project to this machine",
-        "xnatctl project download MYPROJECT --type 'T1*' --out ./data",
-        project_download,
-        _project_download,
-    ),
-    Command(
-        "subject",
-        "download",
-        "copy all sessions of a subject to this machine",
-        "xnatctl subject download -P MYPROJECT SUB001 --out ./data",
-        subject_download,
-        _subject_download,
-    ),
-    Command(
-        "scan",
-        "download",
-        "copy scans to this machine",
-        "xnatctl scan download -E XNAT_E00001 -s 1,2,3 --out ./data",
-        scan_download,
-        _scan_download,
-    ),
-    Command(
-        "session",
-        "download",
-        "copy the scans of sessions to this machine",
-        "xnatctl session download -P MYPROJECT 'SUB*_MR1' --out ./data",
-        session_download,
-        _session_download,
-    ),
-    Command(
-        "resource",
-        "download",
-        "copy a resource to this machine",
-        "xnatctl resource download -E XNAT_E00001 --scan 1 NIFTI",
-        resource_download,
-        _resource_download,
-    ),
-]
+COMMANDS = [project_download, subject_download, scan_download, session_download, resource_download]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options
-from xnatfs.cli.ctl.command import PARTIAL, Command, Context
+from xnatfs.cli.ctl.command import PARTIAL, Context, command
 from xnatfs.cli.ctl.experiments import below, check_has_scans, experiment, experiment_options, item_of
 from xnatfs.cli.ctl.progress import StateReport, show_progress, wait_options
 from xnatfs.cli.output import STRUCTURED_FORMATS, human_size, print_data, print_message, print_structured
@@ -61,7 +61,11 @@ def _session_upload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list what would be sent")
 
 
+@command(
+    "session upload", "xnatctl session upload ./dicoms -P MYPROJECT -S SUB001 -E SUB001_MR1 --wait", _session_upload
+)
 async def session_upload(context: Context) -> int:
+    """Send a session's DICOM to the server."""
     import trio
 
     from xnatfs.transfer import dicom_files as dicom
@@ -266,14 +270,16 @@ def _resource_upload(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list what would be sent")
 
 
+@command("resource upload", "xnatctl resource upload -E XNAT_E00001 NIFTI ./image.nii.gz --scan 1", _resource_upload)
 async def resource_upload(context: Context) -> int:
+    """Send files to a resource of a session, a scan, a subject or a project."""
     import trio
 
     from xnatfs.transfer import upload_resource as resource
 
     arguments = context.arguments
     label, path = _words(arguments)
-    files = await trio.to_thread.run_sync(resource.find, [path], abandon_on_cancel=True)
+    files = await trio.to_thread.run_sync(resource.find, path, abandon_on_cancel=True)
     if not files:
         raise ConfigError(f"{path} holds no files")
     if arguments.dry_run:
@@ -364,21 +370,4 @@ async def _item(context: Context, xnat: Xnat) -> tuple[str, ...]:
     return ("projects", project, "subjects", arguments.subject)
 
 
-COMMANDS = [
-    Command(
-        "session",
-        "upload",
-        "send a session's DICOM to the server",
-        "xnatctl session upload ./dicoms -P MYPROJECT -S SUB001 -E SUB001_MR1 --wait",
-        session_upload,
-        _session_upload,
-    ),
-    Command(
-        "resource",
-        "upload",
-        "send files to a resource of a session, a scan, a subject or a project",
-        "xnatctl resource upload -E XNAT_E00001 NIFTI ./image.nii.gz --scan 1",
-        resource_upload,
-        _resource_upload,
-    ),
-]
+COMMANDS = [session_upload, resource_upload]

@@ -60,8 +60,8 @@ def run_doctor(arguments: argparse.Namespace) -> int:
 
 def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
     yield _versions()
-    yield _attempt("FUSE", lambda: check_fuse() or Check("FUSE", "this user can mount"))  # type: ignore[func-returns-value]
-    yield _attempt("exec", lambda: check_namespaces() or Check("exec", "this user can mount in a namespace"))  # type: ignore[func-returns-value]
+    yield _attempt("FUSE", check_fuse, "this user can mount")
+    yield _attempt("exec", check_namespaces, "this user can mount in a namespace")
     yield from _stale_mounts()
     yield _attempt("cache", lambda: _cache(arguments.cache_dir))
     try:
@@ -72,10 +72,10 @@ def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
     yield from _server(arguments, config)
 
 
-def _attempt(name: str, check: Callable[[], Check]) -> Check:
-    """Run a check; an error of it says what to do."""
+def _attempt(name: str, check: Callable[[], Check | None], success: str = "") -> Check:
+    """Run a check, which may return nothing for `success`; an error of it says what to do."""
     try:
-        return check()
+        return check() or Check(name, success)
     except XnatError as error:
         text, _, todo = str(error).partition(": ")
         return Check(name, text, todo or "see docs/TROUBLESHOOTING.md")

@@ -1,13 +1,11 @@
 """Write the log of a mount, which may run for months, into files of limited size."""
 
-import logging
 import os
-import sys
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import IO, Any
 
-from xnatfs.cli import logs, streams
+from xnatfs.cli import logs
 from xnatfs.common.errors import ConfigError
 
 # With the files before it a log takes at most 20 MB: months of an ordinary mount, hours at the level debug.
@@ -15,12 +13,12 @@ MAX_LOG_BYTES = 5_000_000
 OLD_LOGS = 3
 
 
-class RotatingLogHandler(RotatingFileHandler):
+class RotatingLogHandler(logs.LogHandler, RotatingFileHandler):
     """Write to a private file, and to the next one when it is full; report the first error on stderr."""
 
     def __init__(self, file: Path, takes_stderr: bool) -> None:
         self._takes_stderr = takes_stderr
-        self._has_failed = False
+        self.failed = takes_stderr  # there is no other place to report it
         super().__init__(file, maxBytes=MAX_LOG_BYTES, backupCount=OLD_LOGS, encoding="utf-8")
 
     def _open(self) -> Any:
@@ -31,13 +29,9 @@ class RotatingLogHandler(RotatingFileHandler):
             os.dup2(stream.fileno(), 2)
         return stream
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            super().handleError(record)
-        elif not self._has_failed and not self._takes_stderr:
-            self._has_failed = True
-            streams.report(f"cannot write the log {self.baseFilename}: {error.strerror}")
+    @property
+    def file(self) -> str:
+        return self.baseFilename
 
 
 def log_to(file: Path, level: int, *, takes_stderr: bool) -> None:

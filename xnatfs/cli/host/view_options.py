@@ -1,6 +1,7 @@
 """Parse the options that choose what a mount shows."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from xnatfs.common.errors import BadReply, ConfigError
@@ -19,25 +20,23 @@ def name_list(text: str) -> str:
     return ",".join(names)
 
 
-def view_list(text: str) -> str:
-    names = name_list(text).split(",")
-    if unknown := [name for name in names if name not in (*ALL_VIEWS, "all")]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(ALL_VIEWS)}, all")
-    return ",".join(names)
+def list_of(*known: str) -> Callable[[str], str]:
+    """Return a parser of lists of these names."""
 
+    def parse(text: str) -> str:
+        names = name_list(text)
+        if unknown := [name for name in names.split(",") if name not in known]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(known)}")
+        return names
 
-def bids_option_list(text: str) -> str:
-    names = name_list(text).split(",")
-    if unknown := [name for name in names if name not in BIDS_OPTIONS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(BIDS_OPTIONS)}")
-    return ",".join(names)
+    return parse
 
 
 def add_views(parser: argparse.ArgumentParser) -> None:
     """Add the options that choose what is shown."""
     add = parser.add_argument
     views = f"show these views: {', '.join(ALL_VIEWS)}, or all (default: {','.join(DEFAULT_VIEWS)})"
-    add("--view", type=view_list, metavar="NAMES", help=views)
+    add("--view", type=list_of(*ALL_VIEWS, "all"), metavar="NAMES", help=views)
     add("--projects", type=name_list, metavar="IDS", help="show these projects only; '*' and '?' match any characters")
     add("--scan-types", type=name_list, metavar="TYPES", help="show scans of these types only")
     quality = f"show scans of these qualities only, as usable,questionable; '{NO_QUALITY}': scans without one"
@@ -47,7 +46,7 @@ def add_views(parser: argparse.ArgumentParser) -> None:
     add("--bids-map", type=Path, metavar="FILE", help="use the BIDS names in FILE before those of the server")
     bids_quality = "scans in bids/: usable (all but those of quality 'unusable'), or any (default: usable)"
     bids_options = f"further options of bids/: {', '.join(BIDS_OPTIONS)}"
-    add("--bids-options", type=bids_option_list, metavar="NAMES", help=bids_options)
+    add("--bids-options", type=list_of(*BIDS_OPTIONS), metavar="NAMES", help=bids_options)
     add("--bids-quality", choices=("usable", "any"), metavar="WHICH", help=bids_quality)
 
 

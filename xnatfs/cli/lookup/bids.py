@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xnatfs.cli.ctl.command import Context, command, option, options_of
-from xnatfs.cli.host.view_options import bids_option_list, map_path
+from xnatfs.cli.host.view_options import list_of, map_path
 from xnatfs.cli.output import Cells, print_data
 from xnatfs.common.errors import BadReply, Denied, NotFound
 from xnatfs.common.tasks import gather
@@ -37,7 +37,7 @@ rule_options = options_of(
     option(
         "--bids-options",
         metavar="NAMES",
-        type=bids_option_list,
+        type=list_of(*BIDS_OPTIONS),
         help=f"as for 'xnatfs mount': {', '.join(BIDS_OPTIONS)}",
     ),
 )

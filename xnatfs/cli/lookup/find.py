@@ -4,6 +4,7 @@ from fnmatch import fnmatchcase
 
 from xnatfs.cli.ctl.archive import session_cells
 from xnatfs.cli.ctl.command import Context, command, option
+from xnatfs.cli.lookup.choose import is_pattern
 from xnatfs.cli.output import Cells, by_key
 
 # The data type whose list has subjects: a column that only one type has leaves the others out.
@@ -36,7 +37,7 @@ async def session_find(context: Context) -> list[Cells]:
 def is_match(row: Cells, term: str) -> bool:
     """Return whether a session has this label, date or type."""
     wanted = term.lower()
-    pattern = wanted if any(character in term for character in "*?[") else f"*{wanted}*"
+    pattern = wanted if is_pattern(term) else f"*{wanted}*"
     names = (row["id"], row["label"], row["subject"])
     kinds = (row["modality"].lower(), row["xsi_type"].lower())
     return row["date"].startswith(term) or wanted in kinds or any(fnmatchcase(name.lower(), pattern) for name in names)

@@ -56,11 +56,6 @@ async def _child(parent: Dir, name: str) -> Node:
     return await parent.child(name)
 
 
-def session_of(node: Node) -> SessionDir | None:
-    """Return the session that a node is or belongs to."""
-    return next((each for each in ancestors(node) if isinstance(each, SessionDir)), None)
-
-
 def ancestors(node: Node) -> Iterator[Node]:
     """Yield a node, and the directories that it is in, the nearest first."""
     each: Node | None = node
@@ -75,7 +70,8 @@ def rounds_of(node: Node) -> tuple[Dir, Sequence[Sequence[ListKey]]]:
     Of a session and of all below it, these are its four lists. Those of files come last: they are compared with the
     list of resources.
     """
-    if (session := session_of(node)) is not None:
+    session = next((each for each in ancestors(node) if isinstance(each, SessionDir)), None)
+    if session is not None:
         keys = experiment_keys(session.experiment.id)
         if not session.experiment.is_imaging:  # servers have neither list of one that cannot have scans
             keys = [key for key in keys if not isinstance(key, ScansKey | AssessorsKey)]

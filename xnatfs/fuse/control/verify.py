@@ -7,7 +7,7 @@ import trio
 
 from xnatfs.common.errors import BadReply, Denied, NotFound
 from xnatfs.common.tasks import gather
-from xnatfs.fuse.control.places import content_version, files_below, find, split
+from xnatfs.fuse.control.places import ancestors, content_version, files_below, find, split
 from xnatfs.fuse.control.protocol import Message
 from xnatfs.fuse.control.server import Report
 from xnatfs.fuse.operations import Operations
@@ -73,17 +73,11 @@ class Verifier:
     async def _look(self, node: Node) -> None:
         if isinstance(node, ResourceView):
             await self._look_at_resource(node)
-        elif isinstance(node, Dir) and not self._resource_of(node):
+        elif resource := next((each for each in ancestors(node) if isinstance(each, ResourceView)), None):
+            await self._compare(resource, [file async for file in files_below(node)])  # type: ignore[misc]
+        elif isinstance(node, Dir):
             for child in (await node.children()).listed():
                 await self._look(child)
-        elif (resource := self._resource_of(node)) is not None:
-            await self._compare(resource, [file async for file in files_below(node)])  # type: ignore[misc]
-
-    def _resource_of(self, node: Node) -> ResourceView | None:
-        each: Node | None = node
-        while each is not None and not isinstance(each, ResourceView):
-            each = each.parent
-        return each
 
     async def _look_at_resource(self, node: ResourceView) -> None:
         found = self._found(node)

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from xnatfs.listings.keys import ExperimentsKey, ListKey, SubjectsKey
 from xnatfs.rest.models import Project, Subject
 from xnatfs.tree.metadata.project_tables import all_subjects
-from xnatfs.tree.names import assign
+from xnatfs.tree.names import by_label
 from xnatfs.tree.node import Children, Dir, Node, StaticDir
-from xnatfs.tree.projects import ProjectDir, Projects
+from xnatfs.tree.projects import ProjectDir, Projects, SubjectNode
 from xnatfs.tree.resource_view import ResourcePlace
 from xnatfs.tree.resources import ResourcesDir
 from xnatfs.tree.sessions import AssessorsDir, ReconstructionsDir, ScansDir, SessionDir
@@ -67,7 +67,7 @@ class ArchiveExperimentsDir(Dir):
 
     async def load(self) -> Children:
         listing = await self.site.experiments(self.project)
-        named = assign(listing.rows, lambda row: row.label, lambda row: row.id)
+        named = by_label(listing.rows)
         nodes = {name: ArchiveSessionDir(self.site, self, name, row, self.project) for name, row in named.items()}
         aliases: dict[str, Node] = {
             row.id: ArchiveSessionDir(self.site, self, row.id, row, self.project)
@@ -104,7 +104,7 @@ class ArchiveSubjectsDir(Dir):
     async def load(self) -> Children:
         subjects, experiments = await self.site.people(self.project)
         rows = all_subjects(subjects.rows, experiments.rows)
-        named = assign(rows, lambda row: row.label, lambda row: row.id)
+        named = by_label(rows)
         nodes = {name: ArchiveSubjectDir(self, name, row) for name, row in named.items()}
         aliases: dict[str, Node] = {row.id: ArchiveSubjectDir(self, row.id, row) for row in rows if row.id not in nodes}
         return Children(nodes, min(subjects.expires, experiments.expires), aliases)
@@ -113,7 +113,7 @@ class ArchiveSubjectsDir(Dir):
         return [SubjectsKey(self.project), ExperimentsKey(self.project)]
 
 
-class ArchiveSubjectDir(ResourcesDir):
+class ArchiveSubjectDir(SubjectNode, ResourcesDir):
     """The resources of one subject."""
 
     __slots__ = ("subject",)
@@ -126,10 +126,3 @@ class ArchiveSubjectDir(ResourcesDir):
     async def load(self) -> Children:
         await self.site.look_into_subject(self.place.project, self.subject.id)
         return await super().load()
-
-    def modified(self) -> float:
-        return self.subject.modified or super().modified()
-
-    def xattrs(self) -> dict[str, str]:
-        row = self.subject
-        return {"id": row.id, "label": row.label, "uri": f"/data/subjects/{row.id}", "project": row.project}

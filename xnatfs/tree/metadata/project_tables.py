@@ -12,7 +12,7 @@ from xnatfs.common.clock import now
 from xnatfs.common.errors import BadReply, Denied
 from xnatfs.common.tasks import gather
 from xnatfs.listings.keys import ExperimentsKey, SubjectsKey
-from xnatfs.rest.models import Experiment, Row, Subject, natural
+from xnatfs.rest.models import Experiment, Row, Subject, natural, total
 from xnatfs.site import Site
 from xnatfs.tree.generated_file import Generated, GeneratedFile
 from xnatfs.tree.metadata.project_scans import joined_scans, own_scans
@@ -73,7 +73,7 @@ async def scans_table(site: Site, project: str) -> Generated:
             if not site.views.shows_scan(scan.type, scan.quality):
                 continue
             shown = {label: counts for label, counts in scan.resources.items() if site.views.shows_resource(label)}
-            files, size = (_total([counts[place] for counts in shown.values()]) for place in (0, 1))
+            files, size = (total(counts[place] for counts in shown.values()) for place in (0, 1))
             cells = (session.subject_label, session.label, session.id, scan.id, scan.type, scan.series_description)
             rows.append((*cells, scan.quality, scan.frames, ",".join(sorted(shown)), files, size, scan.note))
     return Generated(table(SCAN_TABLE, rows), min(started + site.ttl, listing.expires))
@@ -123,9 +123,3 @@ async def _more(site: Site, item: Sequence[str], columns: str) -> tuple[dict[str
 
 def _sorted(rows: Sequence[Experiment]) -> list[Experiment]:
     return sorted(rows, key=lambda row: (natural(row.subject_label), natural(row.label), row.id))
-
-
-def _total(numbers: Sequence[int | None]) -> int | None:
-    """Return the sum; None if a number is not known."""
-    known = [number for number in numbers if number is not None]
-    return sum(known) if len(known) == len(numbers) else None

@@ -15,7 +15,7 @@ from xnatfs.common.sanitize import decoded
 from xnatfs.common.tasks import gather
 from xnatfs.listings.keys import AssessorsKey, FilesKey, ResourcesKey, ScansKey
 from xnatfs.listings.ttl_cache import Listing
-from xnatfs.rest.models import Experiment, Resource, Scan, natural
+from xnatfs.rest.models import Experiment, Resource, Scan, natural, total
 from xnatfs.tree.generated_file import Generated, GeneratedFile
 from xnatfs.tree.metadata.frames import frames_of
 from xnatfs.tree.metadata.session_parts import SessionParts
@@ -90,7 +90,7 @@ class _Maker:
         for scan in listed.scans:
             resources = listed.resources("scans", scan.id)
             labels = ",".join(row["label"] for row in resources)
-            files, size = total(resources, "files"), total(resources, "bytes")
+            files, size = (total(each[key] for each in resources) for key in ("files", "bytes"))
             cells = (decoded(scan.id), scan.type, scan.series_description, scan.quality, frames.get(scan.id))
             rows.append((*cells, labels, files, size, scan.note))
         return Generated(table(SCAN_TABLE_COLUMNS, rows), listed.expires)
@@ -146,9 +146,3 @@ class _Listed:
 
 async def _list(parts: SessionParts) -> _Listed:
     return _Listed(parts, *await gather(parts.scans, parts.assessors, parts.resources, parts.files))
-
-
-def total(rows: Sequence[Facts], key: str) -> int | None:
-    """Return the sum of a number of several resources; None if one of them is not known."""
-    numbers = [row[key] for row in rows]
-    return None if None in numbers else sum(numbers)

@@ -27,7 +27,7 @@ from xnatfs.rest.models import FileRow, PrearchiveSession, Resource
 from xnatfs.rest.prearchive_lists import NO_LABEL, OWN, SCANS_CATEGORY, Revision, busy, part
 from xnatfs.site import Site
 from xnatfs.tree.generated_file import Generated, GeneratedFile
-from xnatfs.tree.names import assign, file_name
+from xnatfs.tree.names import assign, by_label, file_name
 from xnatfs.tree.node import Children, Dir, Node
 from xnatfs.tree.resource_view import ResourcePlace
 from xnatfs.tree.resources import ResourceDir
@@ -205,7 +205,7 @@ class ReceivedResourcesDir(Dir):
         rows = listing.groups.get(self.group, ())
         if not rows and self.group[0] == SCANS_CATEGORY:
             raise NotFound(f"scan {self.group[1]} is no longer in {self.session.row.id}")
-        named = assign(rows, lambda row: row.label, lambda row: row.id)
+        named = by_label(rows)
         revision = Revision.of(self.session.row)
         shown = {name: row for name, row in named.items() if self.site.views.shows_resource(row.label)}
         nodes = {name: ReceivedResourceDir(self, name, revision, row) for name, row in shown.items()}
@@ -232,7 +232,7 @@ class ReceivedResourceDir(ResourceDir):
         id, home = self.session.row.id, part(revision, parent.group)
         place = ResourcePlace(("prearchive", id), home, group=parent.group, project=self.session.row.project)
         label = resource.label or NO_LABEL
-        super().__init__(parent, name, place, resource, Address(home, home, home, label, resource.label))
+        super().__init__(parent, name, place, resource, Address(home, home, label, resource.label))
 
     @property
     def shown_by(self) -> ListKey:

@@ -1,6 +1,5 @@
 """Define the parts of a session's plan."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -54,7 +53,6 @@ class SessionPlan:
     metadata: dict[str, dict[str, object]] = field(default_factory=dict)  # of JSON files to be generated, by stem
     left_out: list[LeftOut] = field(default_factory=list)
     wanted: list[StoredFile] = field(default_factory=list)  # sidecars without which it is not the final plan
-    expires: float = math.inf
 
     def __len__(self) -> int:
         return len(self.files) + len(self.metadata) + len(self.left_out) + 1
