@@ -146,7 +146,7 @@ class Site:
         self.outdate()
 
     def outdate(self) -> None:
-        """Keep no listing that was requested, or made of lists of whole projects that were, before now."""
+        """Discard the results of listing requests in flight, and all project-wide prefetch lists."""
         self.metadata.outdate()
         self.walks.forget()
 
@@ -225,7 +225,7 @@ class Site:
         """Replace listings by the server's own of now, requested together. A failure leaves those that are cached."""
         await gather(*(partial(self.listings.confirm, key, math.inf) for key in keys))
         if any(map(self.stale, keys)):
-            raise Unreachable(f"{self.xnat.url} does not answer: listings are shown as they were")
+            raise Unreachable(f"{self.xnat.url} does not answer: serving expired listings")
 
     # -- prefetching ---------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from xnatfs.cli import options
 from xnatfs.cli.parsing import add_command
 from xnatfs.fuse.control.protocol import LOG_LEVELS
 
-# Options of the demo that are handed to its server.
+# Options of the demo that are passed to its server.
 SERVER_OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "action": "append", "metavar": "DIR", "help": "publish this directory, too"},
     "--recorded": {"type": Path, "metavar": "DIR", "help": "publish recorded listings and catalogues, too"},

@@ -1,4 +1,4 @@
-"""Inode numbers, lookup counts, and what the kernel has of each file. Nothing here awaits.
+"""Manage inode numbers, lookup counts, and what the kernel caches of each file. Nothing here awaits.
 
 A number belongs to an identity: a path, whatever its content is. It stays for as long as the kernel remembers it, and
 is the same again afterwards and in the next mount, because it is made of the identity; only two that want the same
@@ -45,7 +45,7 @@ class Pages:
         return blob.complete and not self.suspect
 
     def release(self) -> None:
-        """Take back a handle. Pages of a file that was never verified must not outlive its last one."""
+        """Release a handle. Pages of a file that was never verified must not outlive its last one."""
         self.suspect = False
         self.handles -= 1
         if not self.handles:

@@ -149,7 +149,7 @@ class Operations(pyfuse3.Operations):
         if isinstance(node, File) and expires <= now():
             if _is_unnamed(known):
                 node, expires = await self._look_up_again(known)
-            else:  # of a file that is open the kernel asks this before it hands out pages that it has
+            else:  # for an open file, the kernel calls this before it serves cached pages
                 expires = await self._permitted(node.permit(), inode)
         await measure([node])
         return self._attributes(node, inode, seconds_left(expires))
@@ -362,7 +362,7 @@ def _is_unnamed(known: Known) -> bool:
 
 
 def check_version(known: Known, node: File, blob: Blob) -> None:
-    """Raise Stale unless a blob is what the number stands for: the kernel looks the name up again, and hears."""
+    """Raise Stale unless the blob has the inode's version; the kernel then looks the name up again."""
     if known.node.version != node.version:
         raise Stale(f"{'/'.join(node.path)} was replaced while it was opened")
     if not blob.stamp:  # the listing has a digest

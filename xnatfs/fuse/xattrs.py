@@ -26,7 +26,7 @@ class OperationsWithXattrs(Operations):
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[FileNameT]:
-        """Return the names of those that have a value, and that a copy can keep; the longest values give way."""
+        """Return the attribute names to list; omit the longest values beyond LISTED_BYTES."""
         found = await self._facts(self.known(inode).node)
         room, names = LISTED_BYTES, []
         for name in sorted(found, key=lambda name: len(found[name])):

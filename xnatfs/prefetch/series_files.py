@@ -60,7 +60,7 @@ class ResourceDirectory(Protocol):
 
 
 class SeriesPrefetch:
-    """Prefetch files from one server: callers report each open to `opened`."""
+    """Prefetch files from one server: callers announce each open to `before_open`."""
 
     def __init__(self, xnat: Xnat, content: ContentCache, nursery: trio.Nursery) -> None:
         self.stats = PrefetchStats()
@@ -288,7 +288,7 @@ async def open_series_prefetch(xnat: Xnat, content: ContentCache) -> AsyncIterat
 
 
 def _are_distinct(rows: Sequence[FileRow]) -> bool:
-    """Return whether a member of one name can be told to be one of several files."""
+    """Return whether a member of this name can be identified among the files."""
     return len(rows) == 1 or all(row.digest for row in rows)
 
 

@@ -35,7 +35,7 @@ class SessionBatch:
     resources: Mapping[str, Resource]
 
     async def lacking(self, xnat: Xnat) -> set[str]:
-        """Return the resources that have more files than are listed; the files of one without a count are requested."""
+        """Return the resources with more files than are listed; request those without a stated count."""
         groups = self.files.groups
         found = {row.id for row in self.resources.values() if row.lacks(len(groups.get(row.id, ())))}
         item = ("experiments", self.sessions[0])  # any session: the server finds a resource's number below each

@@ -18,7 +18,7 @@ from xnatfs.transfer.plan import Wanted
 
 log = logging.getLogger(__name__)
 
-# Bytes that are handed to a thread at a time: a call costs 0.1 ms.
+# Bytes that are passed to a thread at a time: a call costs 0.1 ms.
 DRAFT_PIECE_BYTES = 2**20
 # Bytes by which hashing may lag behind a download process that writes: a call of a thread hashes them in 25 ms.
 DRAFT_LAG_BYTES = 16 * 2**20

@@ -42,8 +42,8 @@ LARGEST_MEAN_BYTES = 8 * 2**20
 MAX_TAR_FILES, MIN_TAR_BYTES, MAX_TAR_BYTES = 2000, 8 * 2**20, 256 * 2**20
 # Characters of the list of resources in a URL; servers and proxies accept at least 4,000 in all.
 LONGEST_LIST = 1500
-# Bytes that are handed to a thread at a time: a call costs 0.1 ms. Larger members go in pieces. On a slow line, what
-# has come is handed over after some seconds.
+# Bytes that are passed to a thread at a time: a call costs 0.1 ms. Larger members go in pieces. On a slow line, what
+# has arrived is passed on after some seconds.
 BATCH_BYTES, BATCH_SECONDS = 2**20, 0.2
 
 

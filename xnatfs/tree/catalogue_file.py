@@ -1,4 +1,4 @@
-"""One file of a resource: what the listing says of it, corrected by what its replies said.
+"""Represent one file of a resource: as listed, corrected by what replies to its requests state.
 
 A node is made when it is looked at, out of the packed catalogue: a million files as objects would be half a gigabyte.
 So nothing that must last is in a node: `ResourceFiles` has the sizes that were learnt, the site's cache the changes.
@@ -100,7 +100,7 @@ class CatalogueFile(File):
             self._change = self._known_change() or self.site.learn_change(self._change_key(), self._stated, "")
 
     def is_another(self, before: str, stamp: str) -> bool:
-        """Compare dates. What came in an archive has none: its stamp is a number, when it came."""
+        """Compare HTTP dates; archive members have none, so they never prove a replacement."""
         return before != stamp and math.inf not in (_date(before), _date(stamp))
 
     def replaced(self, before: str, stamp: str) -> None:

@@ -1,4 +1,4 @@
-"""The folders of one resource: each file of its catalogue once, in its folder, under a name of its own."""
+"""Make the folders of one resource: each file of its catalogue once, in its folder, under a name of its own."""
 
 import logging
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Node, Dir, File and Link: all that an adapter may ask of the tree.
+"""Define the nodes of the tree: directories, files and links.
 
 A node is cheap and knows its place: its parent, its name, the site. What it holds of the server is one immutable row;
 when listings are fetched anew, new nodes take the place of old ones. An author of a directory writes `load`;

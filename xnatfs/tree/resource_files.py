@@ -1,4 +1,4 @@
-"""The listed files of one resource, and their lengths: as listed, or requested where the listing is doubtful."""
+"""Hold the files of one resource, and find their lengths: as listed, or requested where the listing is doubtful."""
 
 import logging
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class ResourceFiles:
         self.first_inode = (1 << RESOURCE_BITS | number(self.catalogue.resource_id, RESOURCE_BITS)) << PLACE_BITS
         self.modified = resource_dir.modified()
         self.learnt = 0  # how often one of the files proved to be another than listed
-        self._sizes: dict[int, int] = {}  # that the server was asked for, or a reply stated, by place
+        self._sizes: dict[int, int] = {}  # requested, or stated by a reply; by place
         self._sampling = trio.Lock()
         self._sample = self._doubtful()
 
@@ -57,7 +57,7 @@ class ResourceFiles:
         return None if size == 0 and not self.catalogue.version(place) else size
 
     def _doubtful(self) -> Sequence[int]:
-        """Return the places of files to ask for before a size is shown; none where nothing speaks against the listing.
+        """Return the places of files to request before a size is shown; none where nothing speaks against the listing.
 
         What does: the stated total is another one, or some entries have no digest, and so are older than others.
         """

@@ -1,4 +1,4 @@
-"""The place of a resource: where its files are listed, whether they may be read, and how they are requested."""
+"""Locate a resource: where its files are listed, whether they may be read, and how they are requested."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -95,7 +95,7 @@ def run_warm(arguments: argparse.Namespace) -> int:
         needs_server |= not result["offline"]
         status = status if result["is_complete"] else PARTLY_DONE
     if needs_server and arguments.pin:
-        print_message("xnatfs: while the server is away, a mount shows files only with --offline")
+        print_message("xnatfs: while the server is unreachable, a mount shows files only with --offline")
     return status
 
 

@@ -183,7 +183,7 @@ async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, 
         return
     raise Unreachable(
         f"{target.session} is not there after {longest:g} s ({_state(outcome)}): the server goes on with it, and the "
-        "same command takes up the wait again",
+        "same command resumes the wait",
         url=xnat.url,
     )
 

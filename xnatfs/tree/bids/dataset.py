@@ -204,7 +204,7 @@ class Dataset:
         return nothing
 
     async def _without_trees(self, sessions: Collection[str]) -> tuple[set[str], list[ListKey]]:
-        """Return those of these sessions that have no resource for a whole tree, and the keys of the lists that say so.
+        """Return which sessions have no resource for a whole tree, and the keys of the lists that prove it.
 
         Of a session that the list of the project lacks, its own list is requested.
         """
@@ -250,7 +250,7 @@ class Dataset:
         return await self._further(DemographicsKey(self.project.id), "participants without sex and group")
 
     async def authors(self) -> Listing[Author] | None:
-        """Return the investigators of the project; None if the server does not tell them."""
+        """Return the investigators of the project; None if the server does not state them."""
         return await self._further(AuthorsKey(self.project.id), "no author beside the principal investigator")
 
     async def _further(self, key: ListKey, lack: str) -> Listing[Any] | None:
