@@ -74,6 +74,7 @@ class Change:
         stated: What the file's listing states now, as a number.
         stamp: Distinguishes the content from the one before; '' if the listing does.
         at: When the replacement was found, in seconds since the epoch; 0 if the content may still be the same.
+        expires: Never; the cache of metadata requires it.
     """
 
     stated: int

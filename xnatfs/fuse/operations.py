@@ -87,7 +87,14 @@ class Operations(pyfuse3.Operations):
         return {"files": len(self._files), "directories": len(self._directories), "inodes": len(self.inodes)}
 
     def record_error(self, name: str, arguments: Sequence[Any], number: int, error: BaseException) -> None:
-        """Record the error of a call for the path that the call is about."""
+        """Record the error of a call for the path that the call is about.
+
+        Args:
+            name: The name of the call, as `lookup`.
+            arguments: Its arguments.
+            number: The errno that the kernel gets.
+            error: What was raised.
+        """
         with contextlib.suppress(LookupError, XnatError):  # an unknown number has no path
             self.errors.record(self._path_of(name, *arguments), number, str(error) or type(error).__name__)
 

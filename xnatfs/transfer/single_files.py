@@ -101,10 +101,10 @@ async def _receive(wanted: Wanted, take: Take, advance: Callable[[int], object],
     A length that is not as listed has to be confirmed by the server, unless the file has a digest.
 
     Args:
-        wanted: the file.
-        take: called in a thread with each piece, unless a download process writes to the draft.
-        advance: called with the number of bytes that have come.
-        draft: the draft that a download process may write to.
+        wanted: The file.
+        take: Called in a thread with each piece, unless a download process writes to the draft.
+        advance: Called with the number of bytes that have come.
+        draft: The draft that a download process may write to.
     """
     source, listed, stamp = _source(wanted), wanted.file.row.size, repr(time.time())
     try:

@@ -61,6 +61,7 @@ class ResourceTarget:
     """The resource to upload to.
 
     Attributes:
+        xnat: The client of its server.
         item: The path of its item in the REST API, such as `("experiments", accession)`.
         label: Its label.
         note: Called with a line before a comparison of bytes, which may take long.
