@@ -133,7 +133,7 @@ class GeneratedFile(File):
     # -- content -------------------------------------------------------------------------------------------------
 
     def permit(self) -> Permit:
-        """Permit it for as long as it could be made anew: that asks the server whether the account still may."""
+        """Permit reads for as long as the file could be made anew, for which the server checks the account."""
         return self.site.access.permit(GeneratedKey(self.path), self._make_again, self.rank[0])
 
     async def _make_again(self) -> float:

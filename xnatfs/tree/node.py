@@ -113,7 +113,7 @@ class Node:
         return self
 
     def supersede(self, shown: "Node") -> None:
-        """Take note of the node that was shown before under this identity."""
+        """Compare with the node that was shown before under this identity, and record a change."""
 
     def inode_hint(self) -> int:
         """Return the inode number to use if it is free: below 2**INODE_BITS and the same in every mount."""
@@ -172,7 +172,7 @@ class Dir(Node):
 
     def fresh_until(self) -> float:
         """Return when the last result of `children` expires, by `now()`; in the past if there is none."""
-        if self._expires <= now():  # but another node of this path may know better
+        if self._expires <= now():  # but another node of this path may have newer children
             children = self.site.metadata.peek(ChildrenKey(self.path))
             self._expires = children.expires if children else -math.inf
         return self._expires

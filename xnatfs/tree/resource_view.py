@@ -100,7 +100,7 @@ class ResourceView(Dir):
         """Return until when a listing shows the resource to the account. Raises NotFound, Denied."""
         place = self.place
         for certain in (False, True):
-            if certain:  # it is not there: does the list of a batch leave it out, or one of the last mount?
+            if certain:  # absent, but perhaps only from a list derived from a batch, or of the last mount
                 await self.site.confirm([place.key])
             found = await self.site.resources(place.item, place.below)
             if any(row.id == self.resource.id for row in found.rows):

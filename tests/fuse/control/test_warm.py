@@ -161,7 +161,7 @@ def test_a_warm_session_is_there_without_the_server(tmp_path):
             assert "unreachable since" in told
             assert "listings are of" in told
             why = run(SCRIPTS / "xnatfs", "why", place, env=environment(mount.home)).stdout
-            assert "the server is unreachable since" in why
+            assert "the server has been unreachable since" in why
     finally:
         server.stop()
 
