@@ -128,7 +128,7 @@ class Site:
 
         From now on stored listings are served while they are requested anew, and new listings are stored, if the
         account is known. With `offline` they are also served while the server is unreachable. Without `persists` every
-        listing is current: a program that ends soon would otherwise see only past ones.
+        listing is current: a program that ends soon would otherwise see only stale ones.
         """
         self._nursery.start_soon(self._tidy)
         self._nursery.start_soon(keep_collections_short)
@@ -141,7 +141,7 @@ class Site:
         """Drop the cached listings and refusals, and use this login; None leaves the login as it is."""
         if credentials is not None:
             self.xnat.login.use(credentials)
-        # What was learnt of single files is no listing's, and stays.
+        # Changes and sizes of single files come from no listing, and stay.
         self.metadata.forget_all(lambda key, _: not isinstance(key, ChangeKey | SizeKey))
         self.shown.forget_all(lambda *_: True)
         self.outdate()

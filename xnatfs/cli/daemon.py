@@ -36,10 +36,10 @@ def launch(
 
     Args:
         arguments: Command line of the child, without secrets.
-        login: For the child, as `pack_login` returns it.
+        login: The login for the child, as `pack_login` returns it.
         log_file: Receives the child's stderr.
-        descriptors: That the child inherits.
-        stays_in_group: Leave it to the child to begin a session of its own.
+        descriptors: Open files that the child inherits.
+        stays_in_group: Keep the child in this session and process group; it begins a session of its own later.
 
     Returns:
         The child, and the text that it reported with 'ready'.

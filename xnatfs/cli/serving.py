@@ -64,7 +64,7 @@ def start(arguments: argparse.Namespace, command: str, source: str, login: str) 
         arguments: The command line.
         command: Its first word, for a program that calls this one without it.
         source: What is mounted, for the user.
-        login: For the detached process, as `daemon.pack_login` returns it.
+        login: The login for the detached process, as `daemon.pack_login` returns it.
     """
     mountpoint = mount_directory(arguments)
     # `ps` shows these words for the mount; they hold no secret.

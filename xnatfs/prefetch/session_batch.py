@@ -60,7 +60,7 @@ class SessionBatch:
             if session in owners:
                 session, place = owners[session], ["assessors", session, *place]
             if session not in found or len(self.files.groups) == 1:
-                # The URI of a single resource does not tell what it belongs to.
+                # The URI of a single resource does not state what it belongs to.
                 log.info("a list of the files of %s contains some of %s", ",".join(self.sessions), catalogue.home)
                 return {}
             found[session].append((catalogue, tuple(place)))

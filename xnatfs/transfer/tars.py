@@ -29,7 +29,7 @@ from xnatfs.tree.resource_view import ResourceView
 
 log = logging.getLogger(__name__)
 
-# Tars in parallel: on a far line each connection has its own share of it, and a server makes one while others travel.
+# Tars in parallel: on a long line each connection gets its own share, and a server makes one while it sends others.
 DOWNLOADED_TARS = 3
 # Missing files of a resource from which on a tar is worth a request.
 FEWEST_FILES = 4

@@ -321,7 +321,7 @@ async def _check_label(xnat: Xnat, target: Target, uri: str) -> None:
         return
     row = await prearchive.look(xnat, waiting)
     if row is not None and _cleaned(row.name) != label:
-        text = f"{xnat.url} names what comes packed by its DICOM header: the files go one by one, as {target.session}"
+        text = f"{xnat.url} names packed files by their DICOM headers: the files go one by one, as {target.session}"
         raise _NotTaken("gradual", text, row)
 
 
@@ -384,7 +384,7 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
             kind = body.headers["Content-Type"].removeprefix("application/").removeprefix("x-")
             text = f"{xnat.url} takes no {kind}, and stores nothing of it: the files go one by one"
             raise _NotTaken("gradual", text)
-        raise BadReply(f"{xnat.url} took {what}, and does not say where it is: {answer.message()}", url=xnat.url)
+        raise BadReply(f"{xnat.url} took {what}, and does not report where it is: {answer.message()}", url=xnat.url)
     raise _refused(xnat, answer, params, what)
 
 
