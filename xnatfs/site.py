@@ -79,6 +79,7 @@ class Change:
         stated: What the file's listing states now, as a number.
         stamp: Distinguishes the content from the one before; '' if the listing does.
         at: When the replacement was found, in seconds since the epoch; 0 if the content may still be the same.
+        expires: Never; the cache of metadata requires it.
     """
 
     stated: int
@@ -132,7 +133,7 @@ class Site:
 
         From now on stored listings are served while they are requested anew, and new listings are stored, if the
         account is known. With `offline` they are also served while the server is unreachable. Without `persists` every
-        listing is current: a program that ends soon would otherwise see only past ones.
+        listing is current: a program that ends soon would otherwise see only stale ones.
         """
         self._nursery.start_soon(self._tidy)
         self._nursery.start_soon(keep_collections_short)
@@ -145,13 +146,13 @@ class Site:
         """Drop the cached listings and refusals, and use this login; None leaves the login as it is."""
         if credentials is not None:
             self.xnat.login.use(credentials)
-        # What was learnt of single files is no listing's, and stays.
+        # Changes and sizes of single files come from no listing, and stay.
         self.metadata.forget_all(lambda key, _: not isinstance(key, ChangeKey | SizeKey))
         self.shown.forget_all(lambda *_: True)
         self.outdate()
 
     def outdate(self) -> None:
-        """Keep no listing that was requested, or made of lists of whole projects that were, before now."""
+        """Discard the results of listing requests in flight, and all project-wide prefetch lists."""
         self.metadata.outdate()
         self.walks.forget()
 
@@ -230,7 +231,7 @@ class Site:
         """Replace listings by the server's own of now, requested together. A failure leaves those that are cached."""
         await gather(*(partial(self.listings.confirm, key, math.inf) for key in keys))
         if any(map(self.stale, keys)):
-            raise Unreachable(f"{self.xnat.url} does not answer: listings are shown as they were")
+            raise Unreachable(f"{self.xnat.url} does not answer: serving expired listings")
 
     # -- prefetching ---------------------------------------------------------------------------------------------
 

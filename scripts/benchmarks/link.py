@@ -1,4 +1,4 @@
-"""A link of known rate, shared by all connections: the kernel's traffic control on a pair of virtual interfaces."""
+"""Make a link of known rate, shared by all connections: the kernel's traffic control on two virtual interfaces."""
 
 import contextlib
 import ipaddress

@@ -1,4 +1,4 @@
-"""A small change of one function, applied within a process."""
+"""Make a small change of one function, applied within a process."""
 
 import importlib
 import inspect

@@ -1,4 +1,4 @@
-"""The working set: its files, the size of each version of a file, and the demo that publishes them.
+"""Define the working set: its files, the size of each version of a file, and the demo that publishes them.
 
     LOAD/S01/E01/scans/1/DICOM     160 images of 100 to 400 KB                        digests
     LOAD/S01/E01/scans/2/RAW       120 files of 20 to 100 KB

@@ -1,4 +1,4 @@
-"""The faults that replies meet, and the errors that a program may see for each.
+"""Define the faults that replies meet, and the errors that a program may see for each.
 
 Faults that a client cannot detect are left out, being bugs of a site: a changed byte in a file without a digest (a test
 plants that one), which an archive may contain, too, and a wrong date. So are faults that misinterpret ranges, after

@@ -11,11 +11,12 @@ from scripts.stressing.verdict import Finding
 from scripts.stressing.watch import Sample
 
 MB = 10**6
-# Partly fetched files that are not open, which the cache retains for the next open (content/cache.py: IDLE).
+# Partly fetched files that the cache retains for the next open (content/open_files.py: MAX_IDLE_FILES).
 IDLE = 4
-# Idle connections that are reused (transport.py: CONNECTIONS).
+# Idle connections that are reused (http/clients.py: MAX_CONNECTIONS).
 CONNECTIONS = 10
-# Bytes in flight that are not counted yet (content/writeback.py: MOST; intake.py: SMALL, for each download).
+# Bytes in flight that are not counted yet (content/write_behind.py: MAX_UNWRITTEN_BYTES; content/blob.py:
+# SMALL_FILE_BYTES, for each download).
 UNCOUNTED = 8 * 2**20 + 8 * 8 * 2**20
 # Limits of memory. A daemon that has read nothing has 41 MB (measured). Add 10 connections with a socket read of 512
 # KiB and its copies, 3 members of a tar of 2 MB, 12 MB that wait to be written or were, the listings of 6,500 files and

@@ -20,8 +20,8 @@ from scripts.stressing.watch import Sample, Watcher, fusectl
 # Seconds until a mount is idle: read-ahead waits 5 s for its reader, the fetch of a file that was closed continues for
 # 5 s, and a fault has an effect for some time.
 CALM = 40.0
-# Seconds until idle download processes end: after 30, checked every 15 (worker/pool.py). Runs of at least LONG_RUN
-# minutes wait for that.
+# Seconds until idle download processes end: after 30, checked every 15 (download_worker/pool.py). Runs of at least
+# LONG_RUN minutes wait for that.
 PROCESSES_END, LONG_RUN = 50.0, 5.0
 # Seconds that a fault may have an effect: a refusal is cached for 5 s, and a stall ends after 9.
 REST = STALL + 3.0

@@ -531,7 +531,7 @@ def test_a_password_of_the_keyring_is_not_offered_for_another_user(fresh):
 
 
 def test_a_profile_with_a_password_stays_one_of_its_user(fresh):
-    """Its password is preferred to one of the keyring, and is not that of another user."""
+    """A profile's password is preferred to one of the keyring, and is not that of another user."""
     placed(fresh, "keyring", PASSWORD)
     profile(fresh, username=OWNER, password=PASSWORD)
     done = log_in(fresh, "-u", OUTSIDER)

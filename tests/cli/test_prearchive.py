@@ -163,7 +163,7 @@ def test_a_session_that_was_archived_as_another_is_told(fresh, words, why):
     fresh.receive("SESS001")
     own_way(fresh)
     done = archive(fresh, "--session", "SESS001", *words, status=1)
-    assert f"not as it was asked ({why})" in done.err
+    assert f"not as requested ({why})" in done.err
     assert "it is SESS001 of project MYPROJECT" in done.err
     assert "/data/archive/projects/MYPROJECT/subjects/SUB001/experiments/SESS001" in done.err
     assert "Archived" not in done.err
@@ -183,7 +183,7 @@ def test_a_lost_answer_is_no_proof_of_the_label(fresh, carried_out):
 
     fresh.app.faults.append(lost)
     done = archive(fresh, "--session", "SESS001", "--label", "BETTER", status=1 if carried_out else 4)
-    assert ("not as it was asked" if carried_out else "READY still") in done.err
+    assert ("not as requested" if carried_out else "READY still") in done.err
 
 
 def test_accession_ids_in_an_answer_are_the_session(fresh):

@@ -41,7 +41,7 @@ def _who_writes(request, monkeypatch):
     if "at_full_size" not in request.fixturenames:
         for module, name in SCALED:
             monkeypatch.setattr(module, name, getattr(module, name) // SCALE)
-        # As where the listing has no length: test_content_windows.py has downloads that begin small.
+        # As where the listing has no length: test_windows.py has downloads that begin small.
         monkeypatch.setattr(fill.Fill, "start", lambda self: self._launch(NextDownload(0, None)))
 
 

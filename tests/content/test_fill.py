@@ -49,7 +49,7 @@ DATA = os.urandom(60 * K)
 @pytest.fixture(autouse=True, params=["received", "written by another process"])
 def _small_and_by_whom(request, monkeypatch):
     monkeypatch.setattr(FakeSource, "writes", request.param != "received")
-    # One download from the first byte on, as without ranges; test_content_windows.py has those that begin small.
+    # One download from the first byte on, as without ranges; test_windows.py has those that begin small.
     monkeypatch.setattr(Fill, "start", lambda self: self._launch(NextDownload(0, None)))
     for (module, name), value in SIZES.items():
         monkeypatch.setattr(module, name, value)

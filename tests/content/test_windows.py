@@ -1,4 +1,4 @@
-"""How much of a big file is requested: a small window, and more while it is read on. At a thousandth of the size."""
+"""Test that a small window of a big file is requested, and more while it is read on; at a thousandth of the size."""
 
 from collections.abc import AsyncGenerator
 from typing import Any

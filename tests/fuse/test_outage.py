@@ -25,7 +25,8 @@ TIMEOUT = 1.0
 AWAY = {"freeze": errno.ETIMEDOUT, "stop": errno.EHOSTUNREACH}
 SCANS = Path("projects", "P", "S", "E", "scans")
 SMALL, BIG = SCANS / "1" / "DICOM", SCANS / "2" / "RAW" / "big.bin"
-# A mount is used again 5 s after its server is back (test_breaker.py, in virtual time); this machine may be busy.
+# A mount is used again 5 s after its server is back (tests/http/test_circuit_breaker.py, in virtual time); this
+# machine may be busy.
 BACK = 20.0
 
 

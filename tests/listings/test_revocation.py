@@ -378,7 +378,7 @@ E1 = ("experiments", "E1")
 
 
 async def test_what_a_new_listing_has_in_place_of_another_resource_is_dropped_too(autojump_clock):
-    """Its files may be prefetched before one of them is opened."""
+    """The files of the new resource may be prefetched before one of them is opened."""
     async with recorded() as (server, access):
         access.note_read("P", E1, "1", ["1", "2"])
         access.note_read("P", E1, "1", ["1", "3"])

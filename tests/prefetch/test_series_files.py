@@ -836,7 +836,7 @@ async def test_a_tar_with_a_huge_member_that_is_not_listed_is_given_up(server, t
 
 
 async def test_a_member_without_a_digest_is_as_old_as_its_tar(server, tmp_path):
-    """What changes on the server while the tar waits for its reader must count as changed later."""
+    """A file that changes on the server while the tar waits for its reader must count as changed later."""
     rows = server.lists["experiments/X_E1/files"]
     assert isinstance(rows, list)
     for row in rows:
@@ -952,7 +952,7 @@ async def test_listings_of_many_files_are_remembered_of_few_sessions(monkeypatch
 
 
 async def test_tars_and_long_files_leave_a_request_for_others(server, tmp_path, monkeypatch):
-    """Of a server that sends nothing, a file of a session's own resource is read all the same."""
+    """While the tars and long files receive nothing, a file of a session's own resource is read all the same."""
     monkeypatch.setattr(series_tar, "MEMBER_WAIT_SECONDS", 0.01)
 
     class Silent(httpx.AsyncByteStream):

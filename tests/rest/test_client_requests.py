@@ -444,7 +444,7 @@ async def test_who_we_are_is_told_by_old_servers_too():
             return await xnat.username()
 
     assert await old("User 'jo' is logged in") == "jo"
-    with pytest.raises(BadReply, match=f"^{URL} does not say who is logged in"):
+    with pytest.raises(BadReply, match=f"^{URL} reports no user name"):
         await old("hello")
 
 

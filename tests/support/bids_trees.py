@@ -1,4 +1,4 @@
-"""The trees that the BIDS view must show of the demo's projects, written down by hand from the rules.
+"""List the trees that the BIDS view must show of the demo's projects, written down by hand from the rules.
 
 Nothing here is computed as the view computes it: each line has the name of an image and the file in the archive that
 it is. A folder's line names the session that it shows.

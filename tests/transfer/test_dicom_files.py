@@ -1,4 +1,4 @@
-"""The UIDs that are read from the first bytes of a file: those that pydicom reads, or none."""
+"""Test that the UIDs read from the first bytes of a file are those that pydicom reads, or none."""
 
 import io
 from pathlib import Path

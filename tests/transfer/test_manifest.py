@@ -165,7 +165,7 @@ def test_an_edited_file_is_kept_when_the_servers_changes_too(site):
 
 @pytest.mark.parametrize("now", ["absent", "a link", "edited"])
 def test_a_file_that_changes_while_its_replacement_comes(site, now):
-    """What was removed is written, what was put there is kept."""
+    """A removed file is written; one that was put in its place is left alone."""
     site.ctl(*DOWNLOAD)
     path = local(site, "1.0.dcm")
     entry = site.session().scans[0].resources[0].entries[0]

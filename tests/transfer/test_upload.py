@@ -409,7 +409,7 @@ def journalless(folder: Path) -> list[object]:
         (503, b"", 1, 0, ""),
         (413, b"", 9, 4, "too large"),
         (403, b"", 9, 6, "Member"),
-        (200, b"", 9, 4, "does not say where"),
+        (200, b"", 9, 4, "does not report where"),
         (200, b"<html>Welcome</html>", 9, 4, "answered with a web page"),
     ],
 )

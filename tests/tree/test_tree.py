@@ -804,7 +804,7 @@ async def test_where_nothing_helps_it_is_said_why(server, tmp_path):
     server.add("100%", b"12345")
     server.answers[f"{FILES}/100%25"] = lambda request: httpx.Response(400, html="<html>")
     async with opened(server, tmp_path) as site:
-        with pytest.raises(BadReply, match="cannot be asked for by name, and .*its archive: .* its number .* its name"):
+        with pytest.raises(BadReply, match="cannot be requested by name, and .*its archive: .* its number .* its name"):
             await content(site, f"{SCAN}/DICOM/100%")
 
 

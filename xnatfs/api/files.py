@@ -62,7 +62,7 @@ class XnatFile(io.RawIOBase):
         with os_errors(self.name):
             portal = get_portal(self._endpoint)
             opened = portal.call(paths.open_file, portal.root, self.name)
-        self._permitted_until = 0.0  # on the clock of `now_in_thread`; then the server is asked whether it may be read
+        self._permitted_until = 0.0  # on the clock of `now_in_thread`; then permission is requested anew
         return portal, opened
 
     def readable(self) -> bool:

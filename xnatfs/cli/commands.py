@@ -11,7 +11,7 @@ from xnatfs.cli import options
 from xnatfs.cli.parsing import add_command
 from xnatfs.fuse.control.protocol import LOG_LEVELS
 
-# Options of the demo that are handed to its server.
+# Options of the demo that are passed to its server.
 SERVER_OPTIONS: dict[str, dict[str, Any]] = {
     "--data": {"type": Path, "action": "append", "metavar": "DIR", "help": "publish this directory, too"},
     "--recorded": {"type": Path, "metavar": "DIR", "help": "publish recorded listings and catalogues, too"},
@@ -99,7 +99,7 @@ def _add_doctor(commands: Any) -> None:
     parser = add_command(
         commands,
         "doctor",
-        "check all that a mount needs, and say what to do",
+        "check all that a mount needs, and suggest remedies",
         example="xnatfs doctor https://xnat.example.org",
     )
     options.add_server(parser)
@@ -124,7 +124,7 @@ def _add_demo(commands: Any) -> None:
 
 
 def _add_calls(commands: Any) -> None:
-    """Add the commands that ask a running mount."""
+    """Add the commands that call a running mount."""
     add = partial(add_command, commands)
     status = add("status", "show the state of your mounts", "xnatfs status -o json")
     _add_mountpoint(status, "of this mount only (default: all of yours)")

@@ -35,18 +35,18 @@ def launch(
     """Run `xnatfs ARGUMENTS --report-fd N` detached, and wait until it is ready.
 
     Args:
-        arguments: command line of the child, without secrets.
-        login: for the child, as `pack_login` returns it.
-        log_file: receives the child's stderr.
-        descriptors: that the child inherits.
-        stays_in_group: leave it to the child to begin a session of its own.
+        arguments: Command line of the child, without secrets.
+        login: The login for the child, as `pack_login` returns it.
+        log_file: Receives the child's stderr.
+        descriptors: Open files that the child inherits.
+        stays_in_group: Keep the child in this session and process group; it begins a session of its own later.
 
     Returns:
         The child, and the text that it reported with 'ready'.
 
     Raises:
-        Reported: the child's exit status and its line for the user.
-        CacheError: the log cannot be written.
+        Reported: The child's exit status and its line for the user.
+        CacheError: The log cannot be written.
     """
     reading, writing = os.pipe()
     with os.fdopen(reading, encoding="utf-8") as reports:

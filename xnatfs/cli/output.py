@@ -75,11 +75,11 @@ def show_rows(
     """Print a list.
 
     Args:
-        arguments: output format and choice of rows and columns.
-        columns: keys of the rows that a table shows by default.
-        rows: all rows of the list.
-        identifier: key of the value that --quiet prints.
-        no_rows_text: remark for a table without rows.
+        arguments: Output format and choice of rows and columns.
+        columns: Keys of the rows that a table shows by default.
+        rows: All rows of the list.
+        identifier: Key of the value that --quiet prints.
+        no_rows_text: Remark for a table without rows.
     """
     rows = _select(arguments, rows)
     if arguments.quiet:
@@ -99,9 +99,9 @@ def show_item(arguments: argparse.Namespace, item: Cells, identifier: str) -> No
     """Print one item, key by key; in a table, the lists in it follow as tables of their own.
 
     Args:
-        arguments: output format.
-        item: all values of the item; TSV has all but lists.
-        identifier: key of the value that --quiet prints.
+        arguments: Output format.
+        item: All values of the item; TSV has all but lists.
+        identifier: Key of the value that --quiet prints.
     """
     fields = {key: value for key, value in item.items() if not isinstance(value, list)}
     if arguments.quiet:

@@ -48,7 +48,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 def no_core_dumps() -> None:
-    """Leave no image of a process that holds a password on the disk, nor hand it to a program: setrlimit(2), core(5).
+    """Disable core dumps, which would contain the password: setrlimit(2), core(5).
 
     A limit of 0 bytes stops files only; where the system pipes dumps to a program the kernel takes 1 for "none", and
     both are inherited by whatever is started. PR_SET_DUMPABLE would do the same and lock the user's own debuggers

@@ -61,10 +61,10 @@ def start(arguments: argparse.Namespace, command: str, source: str, login: str) 
     """Run the same command again, detached, until its mount answers; return what it reports.
 
     Args:
-        arguments: the command line.
-        command: its first word, for a program that calls this one without it.
-        source: what is mounted, for the user.
-        login: for the detached process, as `daemon.pack_login` returns it.
+        arguments: The command line.
+        command: Its first word, for a program that calls this one without it.
+        source: What is mounted, for the user.
+        login: The login for the detached process, as `daemon.pack_login` returns it.
     """
     mountpoint = mount_directory(arguments)
     # `ps` shows these words for the mount; they hold no secret.
@@ -98,11 +98,11 @@ def serve(
     """Serve the mount in this process until it is unmounted.
 
     Args:
-        arguments: options of the mount.
-        config: settings of the server and the cache.
-        login: the login, and the stored sessions.
-        on_ready: called when the mount answers.
-        reload: finds the login anew, on SIGHUP; without it SIGHUP ends the mount.
+        arguments: Options of the mount.
+        config: Settings of the server and the cache.
+        login: The login, and the stored sessions.
+        on_ready: Called when the mount answers.
+        reload: Finds the login anew, on SIGHUP; without it SIGHUP ends the mount.
     """
     _begin_log(arguments)
     is_debugging = arguments.log_level == "debug"

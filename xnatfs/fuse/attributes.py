@@ -10,10 +10,10 @@ from xnatfs.common.clock import now
 from xnatfs.tree.names import encode
 from xnatfs.tree.node import Dir, File, Link, Node
 
-# Seconds for which the kernel may keep what never expires; longer only delays its forgetting.
+# Seconds for which the kernel may cache what never expires; a longer time only delays that it forgets nodes.
 LONGEST_TIMEOUT = 3600.0
-# Permissions as other mounts show them, the read-only ones too: a copy has these, and is written into and deleted; an
-# overlay asks its owner for them before it takes a change to itself. A change here is EROFS, which the kernel says.
+# Permissions as other mounts show them, read-only mounts included: a copy gets these, and must be writable; an overlay
+# checks them before it accepts a change. A change here fails with EROFS, in the kernel.
 DIRECTORY_MODE, FILE_MODE = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644
 # What the kernel requests at a time by default, in bytes.
 BLOCK_BYTES = 128 * 1024
@@ -32,7 +32,7 @@ class Ownership:
         made = pyfuse3.EntryAttributes()
         made.st_ino = inode
         made.st_uid, made.st_gid = self.uid, self.gid
-        # Of a directory 1: not counted, as find(1) understands it.
+        # For a directory 1, which find(1) takes as a number that is not counted.
         made.st_nlink = node.site.views.links if node.is_in_views else 1
         if isinstance(node, File):
             made.st_mode = FILE_MODE & ~self.umask
@@ -58,7 +58,7 @@ def dot(inode: InodeT) -> pyfuse3.EntryAttributes:
 
 
 def seconds_left(expires: float) -> float:
-    """Return for how long the kernel may keep what expires then, on the clock of `common/clock.py`."""
+    """Return for how many seconds the kernel may cache what expires at a time of `common/clock.py`."""
     return min(max(expires - now(), 0.0), LONGEST_TIMEOUT)
 
 

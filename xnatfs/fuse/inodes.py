@@ -1,13 +1,13 @@
-"""Inode numbers, lookup counts, and what the kernel has of each file. Nothing here awaits.
+"""Manage inode numbers, lookup counts, and what the kernel caches of each file. Nothing here awaits.
 
 A number belongs to an identity: a path, whatever its content is. It stays for as long as the kernel remembers it, and
-is the same again afterwards and in the next mount, because it is made of the identity; only two that want the same
-number are distinguished by order.
+is the same again afterwards and in the next mount, because it is made of the identity; only where two identities make
+the same number, their order decides.
 
 Invariants:
 - All handles of one number are of one version. The kernel keeps one length and one set of pages for each number, and so
   mixes no two contents.
-- So a version that comes while another one is open has a number of its own until that is closed: the reader goes on
+- So a version that arrives while another one is open has a number of its own until that is closed: the reader goes on
   with the old bytes, and programs that open the path get the new ones.
 """
 
@@ -45,7 +45,7 @@ class Pages:
         return blob.complete and not self.suspect
 
     def release(self) -> None:
-        """Take back a handle. Pages of a file that was never verified must not outlive its last one."""
+        """Release a handle. Pages of a file that was never verified must not outlive its last one."""
         self.suspect = False
         self.handles -= 1
         if not self.handles:
@@ -75,7 +75,7 @@ class Known:
         return self._pages is not None and self._pages.handles > 0
 
     def newest(self, node: Node) -> Node:
-        """Return which of its node and this one was made of what is known now."""
+        """Return the newer one of its node and this one."""
         return node if node.rank >= self.node.rank else self.node
 
     def serve(self, node: Node) -> None:
@@ -112,7 +112,7 @@ class Inodes:
         return [known.node for known in self._by_inode.values()]
 
     def known(self, node: Node) -> Known:
-        """Return what is known of this node, or would be. Nothing is remembered."""
+        """Return what is known of this node, or a new object for it, which is not stored."""
         identity = node.identity
         known = self._by_identity.get(identity)
         if known is None:
@@ -129,7 +129,7 @@ class Inodes:
     def _free(self, hint: int) -> InodeT:
         """Return a number that is free, this one if possible.
 
-        Not the next one: of two listings that begin at the same number each file would be looked for behind all files
+        Not the next one: where two listings begin at the same number, each file would be searched for behind all files
         of the other one.
         """
         inode = InodeT(max(hint, ROOT + 1))
@@ -155,7 +155,7 @@ class Inodes:
         known.lookups += 1
 
     def forget(self, inode: InodeT, count: int) -> None:
-        """Take back so many references; without any the number is free."""
+        """Drop so many references; without any left, the number is free."""
         known = self._by_inode.get(inode)
         if known is None:
             return

@@ -51,13 +51,13 @@ READ_AHEAD_KB = 1024
 M_MMAP_THRESHOLD, OWN_PAGES = -3, 128 * 1024
 
 
-# A mount that may begin without its server tries that for so long.
+# Seconds for which a mount that may begin without its server tries to log in.
 LAZY_LOGIN_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """The place and the looks of the mount on this machine."""
+    """The place and the appearance of the mount on this machine."""
 
     mountpoint: Path
     ownership: Ownership = field(default_factory=lambda: Ownership(os.getuid(), os.getgid()))

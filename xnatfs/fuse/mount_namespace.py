@@ -29,11 +29,11 @@ def mount_in_namespace(mountpoint: Path, source: str) -> int:
     must be the only thread of the process.
 
     Args:
-        mountpoint: an existing directory.
-        source: the name of the mount, the URL of the server.
+        mountpoint: An existing directory.
+        source: The name of the mount, the URL of the server.
 
     Raises:
-        NamespaceError: the kernel refuses the namespace or the mount.
+        NamespaceError: The kernel refuses the namespace or the mount.
     """
     user, group = _make_namespace()
     try:

@@ -55,8 +55,8 @@ class OpenFile(NamedTuple):
 class Operations(pyfuse3.Operations):
     """The calls of the kernel."""
 
-    # A number that the kernel has forgotten is not found again: what a handle of NFS names is ESTALE then. Announced,
-    # the kernel would ask for it by looking up ".".
+    # A number that the kernel has forgotten cannot be found again: an NFS handle of it fails with ESTALE. With support
+    # announced, the kernel would look up "." to find it.
     supports_dot_lookup = False
 
     def __init__(
@@ -87,7 +87,14 @@ class Operations(pyfuse3.Operations):
         return {"files": len(self._files), "directories": len(self._directories), "inodes": len(self.inodes)}
 
     def record_error(self, name: str, arguments: Sequence[Any], number: int, error: BaseException) -> None:
-        """Record the error of a call for the path that the call is about."""
+        """Record the error of a call for the path that the call is about.
+
+        Args:
+            name: The name of the call, as `lookup`.
+            arguments: Its arguments.
+            number: The errno that the kernel gets.
+            error: What was raised.
+        """
         with contextlib.suppress(LookupError, XnatError):  # an unknown number has no path
             self.errors.record(self._path_of(name, *arguments), number, str(error) or type(error).__name__)
 
@@ -132,7 +139,7 @@ class Operations(pyfuse3.Operations):
             known = self.inodes.known(node)
             self.inodes.refer(known, node)
             reply, expires = self._attributes(known.node, known.inode, 0.0), node.shown_until()
-        if generation == self._site.metadata.generation:  # else a refresh has passed by: the kernel asks again
+        if generation == self._site.metadata.generation:  # else a refresh came in between: the kernel looks up again
             reply.entry_timeout = reply.attr_timeout = seconds_left(expires)
         return reply
 
@@ -149,7 +156,7 @@ class Operations(pyfuse3.Operations):
         if isinstance(node, File) and expires <= now():
             if _is_unnamed(known):
                 node, expires = await self._look_up_again(known)
-            else:  # of a file that is open the kernel asks this before it hands out pages that it has
+            else:  # for an open file, the kernel calls this before it serves cached pages
                 expires = await self._permitted(node.permit(), inode)
         await measure([node])
         return self._attributes(node, inode, seconds_left(expires))
@@ -268,10 +275,10 @@ class Operations(pyfuse3.Operations):
         return pyfuse3.FileInfo(fh=handle, keep_cache=keep)
 
     def _distrust_kernel_attributes(self, inode: InodeT, size: int) -> None:
-        """Have the kernel ask for attributes before it uses them: it may have heard of two versions out of order.
+        """Have the kernel request attributes before it uses them: it may have received two versions out of order.
 
-        sendfile(2) asks for none, and would cut what has become longer. So the kernel is given a byte at the end, which
-        makes the file as long; it drops that page with this open. What has become shorter it finds out by reading.
+        sendfile(2) requests none, and would cut a file that has grown. So one byte is stored at the end, which makes
+        the file as long; this open drops that page. That a file has shrunk, the kernel finds out by reading.
         """
         if self._invalidate is None:
             return
@@ -281,7 +288,7 @@ class Operations(pyfuse3.Operations):
             self._invalidate(inode, True)
 
     def _give(self, inode: InodeT, blob: Blob) -> None:
-        """Put bytes that are in memory into the kernel's pages before it asks for them.
+        """Put bytes that are in memory into the kernel's pages before it requests them.
 
         Only of a file that is not open: the kernel locks the pages of a READ until it is answered, and to store into
         one of these would wait for that answer, for ever.
@@ -301,7 +308,7 @@ class Operations(pyfuse3.Operations):
             if size > len(self._buffer):
                 self._buffer = memoryview(bytearray(size))
             data = await blob.read_into(self._buffer[:size], off)
-        except NotFound as error:  # read(2) knows no such answer of what is open
+        except NotFound as error:  # read(2) of an open file has no such error
             raise Stale(f"it no longer exists: {error}") from error
         self.served_bytes += len(data)
         return data
@@ -318,7 +325,7 @@ class Operations(pyfuse3.Operations):
         return permit.until
 
     async def _forget_pages(self, inode: InodeT) -> None:
-        """Drop them in a thread: the call waits until the read that found it out is answered, which the loop does."""
+        """Drop them in a thread: the call waits for the reply to the refused read, which the event loop sends."""
         try:
             await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode, abandon_on_cancel=True)
         except OSError as error:
@@ -362,7 +369,7 @@ def _is_unnamed(known: Known) -> bool:
 
 
 def check_version(known: Known, node: File, blob: Blob) -> None:
-    """Raise Stale unless a blob is what the number stands for: the kernel looks the name up again, and hears."""
+    """Raise Stale unless the blob has the inode's version; the kernel then looks the name up again."""
     if known.node.version != node.version:
         raise Stale(f"{'/'.join(node.path)} was replaced while it was opened")
     if not blob.stamp:  # the listing has a digest

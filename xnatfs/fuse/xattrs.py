@@ -14,7 +14,7 @@ from xnatfs.tree.node import Node
 
 PREFIX = b"user.xnat."
 ERROR_NAME = PREFIX + b"error"
-# Bytes in a value that the kernel passes on: XATTR_SIZE_MAX. What is longer would be E2BIG.
+# Bytes in a value that the kernel passes on: XATTR_SIZE_MAX. A longer one fails with E2BIG.
 LONGEST_VALUE_BYTES = 65536
 # Bytes of names and values that are listed of one entry: ext4 has a block of 4 KiB for all, each with 16 bytes more
 # and rounded up, and `rsync -X` fails where one does not fit.
@@ -26,7 +26,7 @@ class OperationsWithXattrs(Operations):
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[FileNameT]:
-        """Return the names of those that have a value, and that a copy can keep; the longest values give way."""
+        """Return the attribute names to list; omit the longest values beyond LISTED_BYTES."""
         found = await self._facts(self.known(inode).node)
         room, names = LISTED_BYTES, []
         for name in sorted(found, key=lambda name: len(found[name])):
@@ -37,8 +37,8 @@ class OperationsWithXattrs(Operations):
 
     @handler
     async def getxattr(self, inode: InodeT, name: FileNameT, ctx: RequestContext) -> bytes:
-        # `ls -l` asks every entry for security labels and ACLs, unless it hears that there are none in all the mount,
-        # as of any file system without these: 120 us an entry saved. (ENOSYS would make the kernel ask for nothing.)
+        # `ls -l` requests security labels and ACLs of every entry, unless the first reply is that the file system has
+        # none: that saves 120 us an entry. (After ENOSYS, the kernel would request no attribute at all.)
         if not name.startswith(b"user."):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         node = self.known(inode).node

@@ -89,7 +89,7 @@ class LoginRequest:
             method = f", no login method {provider!r} (`provider` in the profile)" if provider else ""
             raise LoginRequired(
                 f"{url} refused the login of {credentials.user}: wrong user or password, a locked account{method}, "
-                "or too many sessions open (the server does not say which)"
+                "or too many sessions open (the server does not state which)"
             )
         if status == 200 and not is_html(response) and is_session_id(token := text.strip().partition(";")[0]):
             # A login changes the session's ID; if the body has the former one, the newest cookie counts.

@@ -85,7 +85,7 @@ def certificate_ends(config: Config) -> float:
     except ssl.SSLCertVerificationError as error:
         raise NoRoute(f"the certificate of {host} is not trusted: {error.verify_message}") from None
     except ssl.SSLError as error:
-        raise NoRoute(f"{host} port {port} speaks no TLS that we understand ({error.reason})") from None
+        raise NoRoute(f"{host} port {port} offers no TLS version that xnatfs supports ({error.reason})") from None
     except OSError as error:
         raise NoRoute(f"{host} port {port} cannot be reached: {error.strerror or error}") from None
 

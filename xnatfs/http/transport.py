@@ -127,7 +127,7 @@ class Transport:
                 await self.login.token()
 
     async def session_lives(self, path: str) -> bool:
-        """Ask the server whether the session is still valid, if the reply to `path` is suspiciously empty."""
+        """Request whether the session is still valid, if the reply to `path` is suspiciously empty."""
         lives = False
         async with self._in_time(f"to a check of the session for {path}"), self.login.turn():
             lives = await self.login.is_alive(await self.login.token())

@@ -44,12 +44,12 @@ class ListingStore(ListingFile):
         self._more.set()
 
     def note_read(self, place: ReadPlace, resources: Resources) -> None:
-        """Store of which resources files were read at a place, until it is noted that there are none."""
+        """Record which resources were read through a place; an empty text deletes the record."""
         self._reads[place] = resources
         self._more.set()
 
     async def reads(self) -> dict[ReadPlace, Resources]:
-        """Return of which resources files were read at each place, also by earlier mounts and commands."""
+        """Return which resources were read through each place, also by earlier mounts and commands."""
         return await trio.to_thread.run_sync(self.read_reads, limiter=self._one)
 
     def forget_all(self) -> None:

@@ -89,7 +89,7 @@ class FileLists:
         return broken
 
     async def _lost(self, key: FilesKey, empty: Collection[str], started: float) -> dict[str, str]:
-        """Return those of the `empty` resources that have files by a list fetched after `started`, with the reason."""
+        """Return the reason for each `empty` resource that has files by a resource list newer than `started`."""
         await self._listings.confirm(_resources(key), started)
         reasons: dict[str, str] = {}
         for row in (await self._listings.get(_resources(key))).rows:

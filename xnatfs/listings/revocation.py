@@ -160,7 +160,7 @@ class Access:
     # -- cached files --------------------------------------------------------------------------------------------
 
     def note_read(self, project: str, item: Item, resource: str, listed: Collection[Hashable]) -> None:
-        """Take note that a file is read, with which others of the item may be prefetched.
+        """Record that a file is read; others of its item may be prefetched with it.
 
         Args:
             project: The project through which it is read, or ''.
@@ -178,7 +178,7 @@ class Access:
         self._read[place] = " ".join({*self._read.get(place, "").split(), *resources})
 
     async def recall(self) -> None:
-        """Take note of what earlier mounts and commands have read."""
+        """Record what earlier mounts and commands have read."""
         for place, resources in (await self._store.reads()).items():
             self._add(place, resources.split())
         if self._projects is not None:
@@ -209,7 +209,7 @@ class Access:
             for place in lost.keys() - sure:
                 self._add(place, lost[place].split())
         if sure:
-            # With what was read meanwhile, of which the listing before was served.
+            # Also what was read meanwhile, while the previous listing was served.
             gone = [*(lost[place] for place in sure), *(self._read.pop(place, "") for place in sure)]
             await self._drop({number for resources in gone for number in resources.split()})
         for place in sure:

@@ -230,7 +230,7 @@ class ServerListings:
         if found is None or now() - found.fetched > MAX_AGE_SECONDS:
             raise error
         if not self._warned:
-            log.warning("listings are shown as they were: %s", error)
+            log.warning("serving expired listings: %s", error)
         self._warned = True
         return replace(found, expires=now() + STALE_RETRY_SECONDS, pieced=False, stale=self._time_of(found))
 

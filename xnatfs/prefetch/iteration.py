@@ -31,7 +31,7 @@ class Iteration:
     _orders: tuple[dict[str, int], ...] = field(default=())  # the place of each item, for each order
 
     def sort(self, labels: Mapping[str, tuple[str, ...]]) -> list[str]:
-        """Set the items, by their labels, and return them in the order of the mount's listing.
+        """Set the expected items, and return them in listing order.
 
         A step to the next item counts in that order and in plain string order, which programs use as well.
         """

@@ -1,4 +1,4 @@
-"""Track which files of a session are read, and bound what its archives may bring that no program has opened.
+"""Track which files of a session are read, and limit how many unopened bytes its archives may bring.
 
 This module does no input or output and awaits nothing; `prefetch/series_files.py` acts on its state.
 
@@ -6,12 +6,12 @@ The order in which files are read means nothing: a catalogue has its files in ha
 and programs read by name, backward, or by inode. Only how many files of a resource were opened counts:
 
 - One or two: no archive.
-- Three: the resource is being read, and its archive is fetched. What came of such resources and was not opened may be
+- Three: the resource is being read, and its archive is fetched. The unopened files of such resources may total
   SERIES_AHEAD_BYTES, and twice as much with each further file, up to four times as much or SERIES_AHEAD_FACTOR times
-  what was read of the session: a usual series comes at once, and one of gigabytes with the files that are read of it.
+  what was read of the session: a usual series is fetched at once, and one of gigabytes as its files are read.
 - Once one resource of a session is being read, the archive of another of the same label begins with its first file,
-  and that of the next one, in the order in which the program goes through them, before that. What came of these may be
-  half of what was read of the session.
+  and that of the next one, in the order in which the program goes through them, before that. Their unopened files may
+  total half of what was read of the session.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -33,13 +33,13 @@ MIN_FILES_LEFT = 3
 MAX_FILES = 50_000
 # Distinct files of a resource that are opened before it counts as read.
 FILES_READ = 3
-# What may have come of resources that are being read, and is unopened: most series of small files are smaller.
+# Bytes of unopened files that resources being read may have in the cache: most series of small files are smaller.
 SERIES_AHEAD_BYTES, SERIES_AHEAD_FACTOR = 24 * 2**20, 64
 # The next resource is begun when this part of the files of the one before is opened.
 NEXT_BEGUN_AT = 1 / 4
 # Wrong guesses of the next resource in a row, after which none is begun early.
 MAX_MISSES = 1
-# Resources to which a reader comes back from another one before it counts as reading all of the session in no order.
+# Resources that a reader returns to from another one before it counts as reading all of the session in no order.
 # Two programs side by side, each with a series of its own, do not; nor does one that takes a file of each.
 SCATTERED_RESOURCES = 3
 # Changes of direction among the resources that it enters, after which it counts as such a reader, too. A program that
@@ -91,17 +91,17 @@ class Series:
         return len(self.opened) >= part * len(self.rows)
 
     def receive(self, row: FileRow) -> None:
-        """Note that a file came in the archive."""
+        """Record that a file came in the archive."""
         if row.path not in self.opened and row.path not in self.unread:
             self.unread[row.path] = row.size or 0
             self.unread_bytes += row.size or 0
 
     def take(self, path: str) -> None:
-        """Note that a file is not waiting for its reader any more."""
+        """Record that a file no longer waits for its reader."""
         self.unread_bytes -= self.unread.pop(path, 0)
 
     def begin_anew(self) -> None:
-        """Forget all reads: the cache has lost what came."""
+        """Forget all reads: the cache has lost the files that came."""
         self.opened.clear()
         self.is_read = self.is_early = self.is_complete = False
 
@@ -179,7 +179,7 @@ class SessionReads:
 
     Args:
         item: The segments of the item's URL.
-        most: The most bytes that may have come and be unopened: what does not fit into the cache is not fetched.
+        most: The most bytes of unopened files: no more is fetched than fits into the cache.
     """
 
     def __init__(self, item: tuple[str, ...], most: int) -> None:
@@ -199,7 +199,7 @@ class SessionReads:
         self._revisited: set[str] = set()
 
     def relist(self, groups: Groups, order: Iterable[tuple[str, str]]) -> list[Series]:
-        """Take a new listing, and return the resources that are other ones now.
+        """Apply a new listing, and return the resources that it has changed or dropped.
 
         Args:
             groups: The files of the item, by resource ID.

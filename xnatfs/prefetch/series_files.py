@@ -61,7 +61,7 @@ class ResourceDirectory(Protocol):
 
 
 class SeriesPrefetch:
-    """Prefetch files from one server: callers report each open to `opened`."""
+    """Prefetch files from one server: callers announce each open to `before_open`."""
 
     def __init__(self, xnat: Xnat, content: ContentCache, nursery: trio.Nursery) -> None:
         self.stats = PrefetchStats()
@@ -203,7 +203,7 @@ class SeriesPrefetch:
             waited = await turn.enter_async_context(self._content.turn(f"tar-{tar.series.resource}", is_stored))
             async with self._machine_turn(tar) as followed:
                 tar.is_elsewhere = False
-                # What readers of all processes request singly now is missing still, and no reason for a tar.
+                # Files that readers of any process request singly are still missing, and are no reason for a tar.
                 least = len(tar.series.rows) // 2 if waited or followed else MIN_FILES_LEFT - 1
                 is_complete = await self._read_members(session, tar, least)
             self._nursery.start_soon(self._end_turn, turn.pop_all())
@@ -231,7 +231,7 @@ class SeriesPrefetch:
             names = await TarNames.of([(series.label or series.resource, series.rows)])
             async with aclosing(members(chunks)) as archive:
                 async for member in archive:
-                    if member.size > MAX_MEMBER_BYTES:  # to skip it may take hours, and the listing will have it, too
+                    if member.size > MAX_MEMBER_BYTES:  # skipping it may take hours, and the next listing has it
                         raise BadReply(f"it has a file of {member.size} bytes, which is not listed")
                     tar.is_late, tar.members, tar.left = False, tar.members + 1, tar.left - member.size
                     self.stats.members += 1
@@ -288,7 +288,7 @@ async def open_series_prefetch(xnat: Xnat, content: ContentCache) -> AsyncIterat
 
 
 def _are_distinct(rows: Sequence[FileRow]) -> bool:
-    """Return whether a member of one name can be told to be one of several files."""
+    """Return whether a member of this name can be identified among the files."""
     return len(rows) == 1 or all(row.digest for row in rows)
 
 

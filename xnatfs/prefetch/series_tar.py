@@ -97,7 +97,7 @@ class Arrivals:
 
     @property
     def name(self) -> str:
-        """Return the same name on every machine, and one that only those know that can list the files."""
+        """Return a name that is the same on every machine, and known only to those that can list the files."""
         digests = "\n".join(sorted(each.digest for each in self._missing))
         return f"tar-{hashlib.sha256(digests.encode()).hexdigest()}"
 

@@ -35,7 +35,7 @@ class SessionBatch:
     resources: Mapping[str, Resource]
 
     async def lacking(self, xnat: Xnat) -> set[str]:
-        """Return the resources that have more files than are listed; the files of one without a count are requested."""
+        """Return the resources with more files than are listed; request those without a stated count."""
         groups = self.files.groups
         found = {row.id for row in self.resources.values() if row.lacks(len(groups.get(row.id, ())))}
         item = ("experiments", self.sessions[0])  # any session: the server finds a resource's number below each
@@ -60,7 +60,7 @@ class SessionBatch:
             if session in owners:
                 session, place = owners[session], ["assessors", session, *place]
             if session not in found or len(self.files.groups) == 1:
-                # The URI of a single resource does not tell what it belongs to.
+                # The URI of a single resource does not state what it belongs to.
                 log.info("a list of the files of %s contains some of %s", ",".join(self.sessions), catalogue.home)
                 return {}
             found[session].append((catalogue, tuple(place)))

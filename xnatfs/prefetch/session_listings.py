@@ -152,7 +152,7 @@ class SessionListings:
             self._give(key, listing([], lambda row: row, self._labels.fetched, self._ttl, pieced=True))
 
     async def _sort(self) -> None:
-        """Take new listings of the project's sessions and subjects; other tasks go on with those before meanwhile."""
+        """Sort new listings of the project's sessions and subjects; meanwhile other tasks use the previous ones."""
         sessions = self._metadata.peek(ExperimentsKey(self._project))
         subjects = self._metadata.peek(SubjectsKey(self._project))
         before, self._listed = self._listed, (sessions, subjects)
@@ -340,13 +340,13 @@ class Walks:
         self._found: dict[str, SessionListings] = {}
 
     def of(self, project: str) -> SessionListings:
-        """Return that of one project."""
+        """Return the prefetch of one project."""
         if project not in self._found:
             self._found[project] = self._make(project)
         return self._found[project]
 
     def forget(self) -> None:
-        """Drop the lists of whole projects, of which listings of sessions would be made that are as old."""
+        """Drop the project-wide lists: listings of sessions that are derived from them are as old."""
         for walk in self._found.values():
             walk.end()
         self._found.clear()

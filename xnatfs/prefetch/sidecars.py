@@ -21,7 +21,7 @@ from xnatfs.rest.file_table import Catalogue
 
 log = logging.getLogger(__name__)
 
-# Of all such resources of a session together: a hundred sidecars. More is never fetched to read one of them.
+# The most bytes of all such resources of a session: a hundred sidecars. No more is fetched to read one of them.
 MAX_TOGETHER_BYTES = 2**20
 # With fewer files that are not cached, single requests cost no more.
 MIN_FILES = 2

@@ -186,8 +186,8 @@ async def authors(xnat: Xnat, project: str) -> list[Author]:
 async def bids_map(xnat: Xnat, project: str = "") -> list[BidsMapRow]:
     """Fetch a project's map of BIDS names, or the site's: where there is none, a row without a name.
 
-    The text comes in a table, as UTF-8; as plain text it would lose letters on most servers. A text that is no map is a
-    row that says so: another map may count more.
+    The text comes in a table, as UTF-8; as plain text it would lose letters on most servers. A text that is no map is
+    returned as a row that states that: another map may override it.
     """
     where = ("projects", project, "config") if project else ("config",)
     name = f"the BIDS map of {project or 'the site'}"

@@ -336,7 +336,7 @@ class Xnat(Contents):
         except NotFound:  # a server from before /xapi
             found = re.search(r"User '([^'\n]*)' is logged in", await self.text("/data/auth"))
             if not found:
-                raise BadReply(f"{self.url} does not say who is logged in") from None
+                raise BadReply(f"{self.url} reports no user name") from None
             return found[1]
 
 

@@ -226,7 +226,7 @@ class Catalogues(Sequence[FileRow]):
         return format, content
 
     def _end_run(self, catalogue: Catalogue, start: int) -> None:
-        """Take note of the files that were added to a resource from this place on, after those of another one."""
+        """Record the files that were added to a resource from this place on, after those of another one."""
         end = len(catalogue)
         if end == start:
             return

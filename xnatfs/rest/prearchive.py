@@ -181,7 +181,7 @@ async def _checked(
     asked = ", ".join(f"{what} {name}" for what, name in (("subject", subject), ("label", label)) if name)
     there = f"{session} of project {project}" + (f", subject {owner}" if subject and owner else "")
     where = uri or f"/data/experiments/{fields.get('ID', session)}"
-    text = f"{_name(waiting)} was archived, but not as it was asked ({asked or f'project {waiting.project}'})"
+    text = f"{_name(waiting)} was archived, but not as requested ({asked or f'project {waiting.project}'})"
     raise XnatError(f"{text}: it is {there} ({where})", url=xnat.url)
 
 

@@ -116,7 +116,7 @@ def normalised_url(url: str) -> str:
     shown = re.sub(r"//.*@", "//...@", text, flags=re.DOTALL)  # omits a password that may be in it
     try:
         parts = urlsplit(text)
-        parts.port  # noqa: B018  (a port that is no number is found out only by asking for it)
+        parts.port  # noqa: B018  (raises for a port that is no number)
     except ValueError as error:
         why = "" if shown != text else f": {error}"
         raise ConfigError(f"{shown!r} is not a URL{why}") from None

@@ -196,7 +196,7 @@ def ask(url: str, username: str, environ: Mapping[str, str], provider: str = "")
         provider: The login method of the site; '' for the server to choose.
 
     Raises:
-        LoginRequired: stdin is not a terminal, or the prompt was not answered.
+        LoginRequired: Stdin is not a terminal, or the prompt was not answered.
         ConfigError: The login cannot be sent.
     """
     password = environ.get("XNAT_PASS", "")

@@ -21,12 +21,12 @@ def session_store(config: Config, token: str | None = None, user: str = "") -> S
     """Return the stored sessions for this server.
 
     Args:
-        config: the server.
-        token: session ID that is preferred to the stored ones, '' for none; by default XNAT_TOKEN.
-        user: owner of the sessions; '' for the user that the environment or the profile names.
+        config: The server.
+        token: Session ID that is preferred to the stored ones, '' for none; by default XNAT_TOKEN.
+        user: Owner of the sessions; '' for the user that the environment or the profile names.
 
     Raises:
-        ConfigError: the token is not a session ID.
+        ConfigError: The token is not a session ID.
     """
     environ = login_environment(config)
     token = environ.get("XNAT_TOKEN", "") if token is None else token

@@ -1,4 +1,4 @@
-"""Share the state of one download among its tasks: what is missing, what has come, what failed."""
+"""Share the state of one download among its tasks: what is missing, what has arrived, what failed."""
 
 import errno
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 # Errors of a disk that would occur for the next file, too.
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-# Seconds between two times that what has come is synchronized and named: what a killed command loses. Each sync costs a
-# commit of the file system's journal, and works beside the transfer.
+# Seconds between two publications of what has arrived: a killed command loses the drafts since the last one. Each sync
+# costs a commit of the file system's journal, and works beside the transfer.
 PUBLISH_SECONDS = 0.5
 
 

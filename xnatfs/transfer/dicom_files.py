@@ -215,7 +215,7 @@ def _sort(member: _Member, found: Found, instances: set[str]) -> None:
     if kind == DIRECTORY:
         found.others.append(member.name)
     elif not instance or not study:
-        found.broken.append((member.name, "it does not say which instance of which study it is"))
+        found.broken.append((member.name, "it does not state which instance of which study it is"))
     elif instance in instances:
         found.copies.append(member.name)
     else:

@@ -42,9 +42,9 @@ class Options:
     """Options of a download.
 
     Attributes:
-        workers: number of single files copied in parallel.
-        force: fetch every file anew and replace edited ones, and accept the record of a server that has moved.
-        on_wait: called once if another command holds the lock of the folder.
+        workers: Number of single files copied in parallel.
+        force: Fetch every file anew and replace edited ones, and accept the record of a server that has moved.
+        on_wait: Called once if another command holds the lock of the folder.
     """
 
     workers: int = PARALLEL_COPIES
@@ -63,13 +63,16 @@ async def download(
     """Copy the files of a session, several in parallel. An unavailable file is reported, and the others go on.
 
     Args:
-        out: folder to copy to.
-        owner: session that the folder holds, as its record names it.
-        session: its files, all of them, may show that a folder without a record belongs to it.
+        wanted: The files.
+        out: Folder to copy to.
+        owner: Session that the folder holds, as its record names it.
+        progress: Receives the progress.
+        options: Options of the download.
+        session: The tree of the session; its files may prove that a folder without a record belongs to it.
 
     Raises:
         Conflict: `out` holds another session, or is locked by a command that is stopped.
-        LoginRequired, Unreachable: these concern all files.
+        LoginRequired, Unreachable: These concern all files.
         OSError: `out` cannot be written at all.
     """
     report = DownloadReport()
@@ -270,9 +273,18 @@ async def download_zip(
     progress: Progress,
     options: Options = Options(),
 ) -> int:
-    """Download the server's own zip of these scans (None: all), verify that it is readable, and return its length.
+    """Download the server's own zip of scans, verify that it is readable, and return its length in bytes.
 
-    Raises Conflict if `target` exists and is not to be replaced, or if its folder holds another session.
+    Args:
+        site: The server.
+        owner: Session that the folder of `target` holds, as its record names it.
+        scans: IDs of the scans; None for all.
+        target: The file to write.
+        progress: Receives the progress; the length is unknown beforehand.
+        options: Options of the download.
+
+    Raises:
+        Conflict: `target` exists and is not to be replaced, or its folder holds another session.
     """
     out = target.parent
     async with manifest.opened(out, options.on_wait) as record:

@@ -110,18 +110,19 @@ async def plan(
     An assessor has no scans, and nothing but resources of its own.
 
     Args:
+        session: The session or the assessor.
         scans: IDs of scans; None for all.
-        resources: labels or numbers of resources; empty for all but the excluded.
-        excluded: labels or numbers of resources to leave out.
-        of_session: include the session's own resources.
-        of_assessors: include the resources of the session's assessors.
+        resources: Labels or numbers of resources; empty for all but the excluded.
+        excluded: Labels or numbers of resources to leave out.
+        of_session: Include the session's own resources.
+        of_assessors: Include the resources of the session's assessors.
 
     Returns:
         The files, and the directories that the server cannot list.
 
     Raises:
-        NotFound: names every scan, or every label, that does not exist.
-        XnatError: the first failure, if there is no file.
+        NotFound: Names every scan, or every label, that does not exist.
+        XnatError: The first failure, if there is no file.
     """
     found = Plan()
     labels: set[str] = set()

@@ -18,7 +18,7 @@ from xnatfs.transfer.plan import Wanted
 
 log = logging.getLogger(__name__)
 
-# Bytes that are handed to a thread at a time: a call costs 0.1 ms.
+# Bytes that are passed to a thread at a time: a call costs 0.1 ms.
 DRAFT_PIECE_BYTES = 2**20
 # Bytes by which hashing may lag behind a download process that writes: a call of a thread hashes them in 25 ms.
 DRAFT_LAG_BYTES = 16 * 2**20
@@ -101,10 +101,10 @@ async def _receive(wanted: Wanted, take: Take, advance: Callable[[int], object],
     A length that is not as listed has to be confirmed by the server, unless the file has a digest.
 
     Args:
-        wanted: the file.
-        take: called in a thread with each piece, unless a download process writes to the draft.
-        advance: called with the number of bytes that have come.
-        draft: the draft that a download process may write to.
+        wanted: The file.
+        take: Called in a thread with each piece, unless a download process writes to the draft.
+        advance: Called with the number of bytes that have come.
+        draft: The draft that a download process may write to.
     """
     source, listed, stamp = _source(wanted), wanted.file.row.size, repr(time.time())
     try:

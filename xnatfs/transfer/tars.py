@@ -29,7 +29,7 @@ from xnatfs.tree.resource_view import ResourceView
 
 log = logging.getLogger(__name__)
 
-# Tars in parallel: on a far line each connection has its own share of it, and a server makes one while others travel.
+# Tars in parallel: on a long line each connection gets its own share, and a server makes one while it sends others.
 DOWNLOADED_TARS = 3
 # Missing files of a resource from which on a tar is worth a request.
 FEWEST_FILES = 4
@@ -42,8 +42,8 @@ LARGEST_MEAN_BYTES = 8 * 2**20
 MAX_TAR_FILES, MIN_TAR_BYTES, MAX_TAR_BYTES = 2000, 8 * 2**20, 256 * 2**20
 # Characters of the list of resources in a URL; servers and proxies accept at least 4,000 in all.
 LONGEST_LIST = 1500
-# Bytes that are handed to a thread at a time: a call costs 0.1 ms. Larger members go in pieces. On a slow line, what
-# has come is handed over after some seconds.
+# Bytes that are passed to a thread at a time: a call costs 0.1 ms. Larger members go in pieces. On a slow line, what
+# has arrived is passed on after some seconds.
 BATCH_BYTES, BATCH_SECONDS = 2**20, 0.2
 
 

@@ -62,6 +62,7 @@ class ResourceTarget:
     """The resource to upload to.
 
     Attributes:
+        xnat: The client of its server.
         item: The path of its item in the REST API, such as `("experiments", accession)`.
         label: Its label.
         note: Called with a line before a comparison of bytes, which may take long.
@@ -120,10 +121,10 @@ async def upload(target: ResourceTarget, files: Sequence[Local], *, overwrite: b
         target: The resource.
         files: What `find` has listed.
         overwrite: Replace files of the same names that have other bytes.
-        progress: Takes the files and bytes that are sent.
+        progress: Receives the files and bytes that are sent.
 
     Returns:
-        Counts of the files that the server has, and those that it has not or holds with other bytes.
+        Counts of the files that the server has, and those that it lacks or holds with other bytes.
 
     Raises:
         Conflict: Before anything is sent, if files of these names have other bytes and `overwrite` is false.

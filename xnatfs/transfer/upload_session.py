@@ -130,8 +130,11 @@ async def reconcile(xnat: Xnat, target: Target, journal: Journal, studies: Colle
     """Update a journal by what the server holds; return whether it holds anything of this upload.
 
     Args:
-        studies: the Study Instance UIDs of the images.
-        exact: whether all that the server holds there is of this upload.
+        xnat: Client of the server.
+        target: Destination of the upload.
+        journal: The journal, which is not written.
+        studies: The Study Instance UIDs of the images.
+        exact: Whether all files that the server holds there are of this upload.
     """
     waiting, held = await _own(xnat, target, journal, studies)
     log.info("the journal has %d files done, the server %s in %s", journal.count(DONE), held, waiting)
@@ -153,12 +156,12 @@ class Upload:
     """An upload of the batches that its journal does not list as done.
 
     Args:
-        xnat: client of the server.
-        images: all images of the upload, which the batches of the journal refer to.
-        target: destination.
-        journal: updated and written before and after each batch.
-        progress: receives the progress.
-        note: called with a line if the server accepts another form only.
+        xnat: Client of the server.
+        images: All images of the upload, which the batches of the journal refer to.
+        target: Destination.
+        journal: Updated and written before and after each batch.
+        progress: Receives the progress.
+        note: Called with a line if the server accepts another form only.
     """
 
     def __init__(
@@ -186,14 +189,14 @@ class Upload:
         do so, and finds the form that the server accepts.
 
         Args:
-            mode: preferred form of the batches; one that the journal records is used instead, unless this is "gradual".
+            mode: Preferred form of the batches; one that the journal records is used instead, unless this is "gradual".
             overwrite: "delete" removes existing files with the first batch, if nothing has arrived yet.
-            workers: number of batches in flight.
+            workers: Number of batches in flight.
 
         Raises:
-            Denied, NotFound, Conflict: the server refuses the upload.
-            Uncertain: the server may have stored a batch that it did not confirm.
-            Unreachable, BadReply: the server gave no usable answer.
+            Denied, NotFound, Conflict: The server refuses the upload.
+            Uncertain: The server may have stored a batch that it did not confirm.
+            Unreachable, BadReply: The server gave no usable answer.
         """
         journal = self._journal
         todo = [batch for batch in journal.batches if batch.state != DONE]
@@ -282,7 +285,11 @@ async def _check_project(xnat: Xnat, target: Target, uri: str, what: str, projec
     """Raise Denied if the server has put images elsewhere: into no project, for lack of a right, or into another.
 
     Args:
-        projects: known names of the project; its ID is added if the target names an alias.
+        xnat: Client of the server.
+        target: Destination of the upload.
+        uri: Where the server has put the images, from its answer.
+        what: What was sent, for the error.
+        projects: Known names of the project; its ID is added if the target names an alias.
     """
     project = _project(uri)
     if project in projects:
@@ -314,7 +321,7 @@ async def _check_label(xnat: Xnat, target: Target, uri: str) -> None:
         return
     row = await prearchive.look(xnat, waiting)
     if row is not None and _cleaned(row.name) != label:
-        text = f"{xnat.url} names what comes packed by its DICOM header: the files go one by one, as {target.session}"
+        text = f"{xnat.url} names packed files by their DICOM headers: the files go one by one, as {target.session}"
         raise _NotTaken("gradual", text, row)
 
 
@@ -377,7 +384,7 @@ async def _import(xnat: Xnat, params: dict[str, str], body: Sending, what: str) 
             kind = body.headers["Content-Type"].removeprefix("application/").removeprefix("x-")
             text = f"{xnat.url} takes no {kind}, and stores nothing of it: the files go one by one"
             raise _NotTaken("gradual", text)
-        raise BadReply(f"{xnat.url} took {what}, and does not say where it is: {answer.message()}", url=xnat.url)
+        raise BadReply(f"{xnat.url} took {what}, and does not report where it is: {answer.message()}", url=xnat.url)
     raise _refused(xnat, answer, params, what)
 
 
@@ -454,9 +461,11 @@ def _count(outcome: Outcome, journal: Journal, place: str, held: int | None, rec
     """Record how many files have arrived; None if older files hide that, some of which may have been replaced.
 
     Args:
-        place: path of the session in the prearchive, or ARCHIVE.
-        held: number of files that the session has now; None where the server does not know.
-        recognized: how many of these have the digest of a file that was sent.
+        outcome: Receives the number.
+        journal: States how many files were there before, and are sent.
+        place: Path of the session in the prearchive, or ARCHIVE.
+        held: Number of files that the session has now; None where the server does not know.
+        recognized: How many of these have the digest of a file that was sent.
     """
     outcome.arrived, outcome.before = held, _before(journal, place)
     if held is None or outcome.before == 0:

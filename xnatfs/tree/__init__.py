@@ -1,4 +1,4 @@
-"""The tree: what an XNAT looks like as directories and files. It knows XNAT and nothing of FUSE."""
+"""Present a server as a tree of directories and files, independent of FUSE."""
 
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 

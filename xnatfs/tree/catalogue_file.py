@@ -1,4 +1,4 @@
-"""One file of a resource: what the listing says of it, corrected by what its replies said.
+"""Represent one file of a resource: as listed, corrected by what replies to its requests state.
 
 A node is made when it is looked at, out of the packed catalogue: a million files as objects would be half a gigabyte.
 So nothing that must last is in a node: `ResourceFiles` has the sizes that were learnt, the site's cache the changes.
@@ -36,7 +36,7 @@ class CatalogueFile(File):
         self.place = place
         self._identity = b""
         self._size = files.size(place)
-        self._change: Change | None = None  # that made it what it is, if this mount has seen that
+        self._change: Change | None = None  # its last change, if this mount has observed it
         self._learnt = files.learnt
         if self._size is None or self.site.sizes_learnt:
             learnt = self.site.metadata.peek(size_key(self.row))
@@ -69,7 +69,7 @@ class CatalogueFile(File):
 
     @property
     def _stated(self) -> int:
-        """Return what the listing says of the content: the digest, or where there is none the length."""
+        """Return what the listing states of the content: the digest or, where there is none, the length."""
         return self.files.catalogue.version(self.place) or self.files.catalogue.size(self.place) or 0
 
     @property
@@ -95,12 +95,12 @@ class CatalogueFile(File):
         return change if isinstance(change, Change) and change.stated == self._stated else None
 
     def supersede(self, shown: Node) -> None:
-        """Date a change that the listing shows, between the listing before and this one, with the later one."""
+        """Record a change between the previous listing and this one, dated now."""
         if isinstance(shown, CatalogueFile) and shown.rank < self.rank and shown._stated != self._stated:
             self._change = self._known_change() or self.site.learn_change(self._change_key(), self._stated, "")
 
     def is_another(self, before: str, stamp: str) -> bool:
-        """Compare dates. What came in an archive has none: its stamp is a number, when it came."""
+        """Compare HTTP dates; archive members have none, so they never prove a replacement."""
         return before != stamp and math.inf not in (_date(before), _date(stamp))
 
     def replaced(self, before: str, stamp: str) -> None:
@@ -145,7 +145,7 @@ class CatalogueFile(File):
     @property
     def measured(self) -> bool:
         if self._size is None:
-            self._size = self.files.size(self.place)  # another node of this file may have asked
+            self._size = self.files.size(self.place)  # another node of this file may have requested it
         return self._size is not None
 
     @property
@@ -186,9 +186,9 @@ class CatalogueFile(File):
     async def unchanged_since(self, size: int, stamp: str) -> str:
         """Compare length and date by HEAD; return the date to compare with next time, '' where the file is another.
 
-        Members of archives come without a date. Their stamp is when they came: since then the file must not have
-        changed, by the server's clock. What has no URL, or is refused, is not known to be unchanged. A file that proves
-        to be another is fetched anew at its next open.
+        Members of archives come without a date. Their stamp is the time of their arrival: the file must not have
+        changed since, by the server's clock. A file that has no URL, or is refused, does not count as unchanged. One
+        that proves to be another is fetched anew at its next open.
         """
         row, resource_dir = self.row, self.files.resource_dir
         if not resource_dir.address.has_name(row.path, self.files.catalogue):

@@ -120,7 +120,7 @@ class FileSource:
             else:
                 said = "; ".join(text for text, _ in failures)
                 where = f"{self.row.path!r} of resource {self.row.resource_id}"
-                text = f"{where} cannot be asked for by name, and not otherwise for certain ({said})"
+                text = f"{where} cannot be requested by name, and not otherwise for certain ({said})"
                 raise BadReply(text) from failures[-1][1]
             yield body
 

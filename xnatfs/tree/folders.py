@@ -1,4 +1,4 @@
-"""The folders of one resource: each file of its catalogue once, in its folder, under a name of its own."""
+"""Make the folders of one resource: each file of its catalogue once, in its folder, under a name of its own."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from xnatfs.tree.resource_view import ResourceView
 
 log = logging.getLogger(__name__)
 
-# Of one resource. A folder is 1.5 KB, and two bytes of a path make one.
+# Folders of one resource: each takes 1.5 KB, and two bytes of a path make one.
 MOST_FOLDERS = 200_000
 # Files that are sorted into folders between two checkpoints: a millisecond.
 FILES_AT_ONCE = 100

@@ -1,8 +1,8 @@
-"""A file whose bytes are made from listings: a table, a description, a document of the server.
+"""Make files from listings: tables, descriptions, documents of the server.
 
-A directory lists it without its length, which the kernel then asks for by a lookup: so `ls` and `find` cost no request,
-while the first `stat` or `open` makes the bytes, and every size is right before the file is read. The bytes are cached
-until the listings that they were made of expire. Equal bytes are one version, whenever they were made.
+A directory lists such a file without its length, which the kernel then requests by a lookup: so `ls` and `find` send
+no request, while the first `stat` or `open` makes the bytes, and every size is right before the file is read. The bytes
+are cached until the listings that they were made of expire. Equal bytes are one version, whenever they were made.
 """
 
 import hashlib
@@ -92,7 +92,7 @@ class GeneratedFile(File):
         return (self._made.expires if self._made else -math.inf, 0)
 
     def shown_until(self) -> float:
-        """Return until when its length is certain: the past before it is made, so that the kernel asks for it."""
+        """Return until when the size is valid; before the bytes exist, the past, so that the kernel looks it up."""
         return min(super().shown_until(), self.rank[0])
 
     def renewed(self) -> "GeneratedFile":
@@ -133,7 +133,7 @@ class GeneratedFile(File):
     # -- content -------------------------------------------------------------------------------------------------
 
     def permit(self) -> Permit:
-        """Permit it for as long as it could be made anew: that asks the server whether the account still may."""
+        """Permit reads for as long as the file could be made anew, for which the server checks the account."""
         return self.site.access.permit(GeneratedKey(self.path), self._make_again, self.rank[0])
 
     async def _make_again(self) -> float:

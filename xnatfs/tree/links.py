@@ -73,7 +73,7 @@ class Links(Listed):
         self.paths: dict[str, Path] = {}  # known paths by accession ID: in the project that owns the item, or another
 
     def fill(self) -> None:
-        """Sort the rows in, project by project. Items that only a project's listings report, being shared, come last.
+        """Fill the table project by project. Items that only a project's listings report, being shared, come last.
 
         A client that follows the links in this order needs the listings of one project at a time.
         """

@@ -1,4 +1,4 @@
-"""Node, Dir, File and Link: all that an adapter may ask of the tree.
+"""Define the nodes of the tree: directories, files and links.
 
 A node is cheap and knows its place: its parent, its name, the site. What it holds of the server is one immutable row;
 when listings are fetched anew, new nodes take the place of old ones. An author of a directory writes `load`;
@@ -113,7 +113,7 @@ class Node:
         return self
 
     def supersede(self, shown: "Node") -> None:
-        """Take note of the node that was shown before under this identity."""
+        """Compare with the node that was shown before under this identity, and record a change."""
 
     def inode_hint(self) -> int:
         """Return the inode number to use if it is free: below 2**INODE_BITS and the same in every mount."""
@@ -172,7 +172,7 @@ class Dir(Node):
 
     def fresh_until(self) -> float:
         """Return when the last result of `children` expires, by `now()`; in the past if there is none."""
-        if self._expires <= now():  # but another node of this path may know better
+        if self._expires <= now():  # but another node of this path may have newer children
             children = self.site.metadata.peek(ChildrenKey(self.path))
             self._expires = children.expires if children else -math.inf
         return self._expires

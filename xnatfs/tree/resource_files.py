@@ -1,4 +1,4 @@
-"""The listed files of one resource, and their lengths: as listed, or requested where the listing is doubtful."""
+"""Hold the files of one resource, and find their lengths: as listed, or requested where the listing is doubtful."""
 
 import logging
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 # listing: enough for a million files. Among ten thousand resources two collide in one mount of a hundred; a collision,
 # or a higher place, takes another free number, and inode order is then not listing order.
 RESOURCE_BITS, PLACE_BITS = 32, 20
-# A resource whose listing gives a reason to doubt its sizes has so many requested before any is shown, one batch of
-# HEADs: if one is wrong, each of the others is requested as well. Once so many resources had no wrong one, the reasons
-# are none on this server.
+# Where a listing gives a reason to doubt its sizes, so many are requested before any is shown, in one batch of HEADs:
+# if one is wrong, each of the others is requested as well. After so many resources without a wrong one, the listings
+# of this server are not doubted any more.
 SAMPLE, RIGHT_ENOUGH = 32, 4
 
 
@@ -40,7 +40,7 @@ class ResourceFiles:
         self.first_inode = (1 << RESOURCE_BITS | number(self.catalogue.resource_id, RESOURCE_BITS)) << PLACE_BITS
         self.modified = resource_dir.modified()
         self.learnt = 0  # how often one of the files proved to be another than listed
-        self._sizes: dict[int, int] = {}  # that the server was asked for, or a reply stated, by place
+        self._sizes: dict[int, int] = {}  # requested, or stated by a reply; by place
         self._sampling = trio.Lock()
         self._sample = self._doubtful()
 
@@ -57,9 +57,9 @@ class ResourceFiles:
         return None if size == 0 and not self.catalogue.version(place) else size
 
     def _doubtful(self) -> Sequence[int]:
-        """Return the places of files to ask for before a size is shown; none where nothing speaks against the listing.
+        """Return the places of files to request before a size is shown; none where the listing is not doubtful.
 
-        What does: the stated total is another one, or some entries have no digest, and so are older than others.
+        It is if the stated total differs, or if some entries have no digest, and so are older than others.
         """
         site, resource, catalogue = self.site, self.resource_dir.resource, self.catalogue
         if catalogue.resource_id in site.sizes_right or sum(site.sizes_right.values()) >= RIGHT_ENOUGH:
@@ -104,7 +104,7 @@ class ResourceFiles:
         return TrueSize(size)
 
     def learn(self, place: int, size: int) -> None:
-        """Take note of the length of a file."""
+        """Record the length of a file."""
         self._sizes[place] = size
         if self.catalogue.size(place) not in (None, size):
             self.learnt += 1

@@ -1,4 +1,4 @@
-"""The place of a resource: where its files are listed, whether they may be read, and how they are requested."""
+"""Locate a resource: where its files are listed, whether they may be read, and how they are requested."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ class ResourceView(Dir):
         """Return until when a listing shows the resource to the account. Raises NotFound, Denied."""
         place = self.place
         for certain in (False, True):
-            if certain:  # it is not there: does the list of a batch leave it out, or one of the last mount?
+            if certain:  # absent, but perhaps only from a list derived from a batch, or of the last mount
                 await self.site.confirm([place.key])
             found = await self.site.resources(place.item, place.below)
             if any(row.id == self.resource.id for row in found.rows):

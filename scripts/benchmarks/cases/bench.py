@@ -1,4 +1,4 @@
-"""The scope of a run, and the directory it uses."""
+"""Define the scope of a run, and the directory it uses."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -67,7 +67,7 @@ def find(bench: Bench) -> list[Row]:
 
 @dataclass
 class Walk:
-    """What `find` over a project took, and what it requested. `second` is the row of the next mount."""
+    """The times and the requests of `find` over a project. `second` is the row of the next mount."""
 
     what: str
     subjects: int

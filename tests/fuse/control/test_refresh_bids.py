@@ -20,7 +20,7 @@ NAME = f"sub-SUB001_ses-{LABEL.replace('_', '')}_acq-one_T1w.nii.gz"
 
 
 class AddressedMount(RefreshedMount):
-    """The same, with the address of its server."""
+    """A refreshed mount with the address of its server."""
 
     def __init__(self, app: DemoXnat, mount: Mount, url: str) -> None:
         super().__init__(app, mount)

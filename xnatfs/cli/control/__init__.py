@@ -1,1 +1,1 @@
-"""The commands that ask a running mount, over its control socket."""
+"""The commands that call a running mount, over its control socket."""

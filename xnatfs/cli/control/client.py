@@ -25,9 +25,9 @@ from xnatfs.fuse.mountpoint import KIND, control_socket
 
 log = logging.getLogger(__name__)
 
-# Seconds until a mount that says nothing counts as hung; a call that takes long sends progress.
+# Seconds until a mount that sends nothing counts as hung; a call that takes long sends progress.
 ANSWER_SECONDS = 10.0
-# Seconds that a command waits for each mount to take note of a change: it costs no request.
+# Seconds that a command waits for each mount to record a change: it costs no request.
 ANNOUNCE_SECONDS = 2.0
 # Seconds that xnatctl waits for a listing from a mount before it requests it from the server; and the age up to
 # which it prints one. A mount may keep listings for longer: its user chose that for programs that read files.
@@ -57,8 +57,8 @@ class LiveMount:
 
         Args:
             name: The call.
-            seconds: How long the mount may say nothing.
-            on_progress: Takes the progress that the mount reports.
+            seconds: How long the mount may send nothing.
+            on_progress: Receives the progress that the mount reports.
             arguments: The arguments of the call.
 
         Raises:

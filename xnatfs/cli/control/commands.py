@@ -1,4 +1,4 @@
-"""Run the commands that ask a running mount: status, log-level and the others."""
+"""Run the commands that call a running mount: status, log-level and the others."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from xnatfs.common.errors import ConfigError, XnatError
 # Seconds that a mount may take for what needs the server: as long as its own requests, and a little longer.
 LONG_SECONDS = 900.0
 PARTLY_DONE = 8  # exit status
-# Seconds for which `status` waits for a mount; all are asked one after the other.
+# Seconds for which `status` waits for a mount; all are queried one after the other.
 STATUS_SECONDS = 3.0
 
 
@@ -95,7 +95,7 @@ def run_warm(arguments: argparse.Namespace) -> int:
         needs_server |= not result["offline"]
         status = status if result["is_complete"] else PARTLY_DONE
     if needs_server and arguments.pin:
-        print_message("xnatfs: while the server is away, a mount shows files only with --offline")
+        print_message("xnatfs: while the server is unreachable, a mount shows files only with --offline")
     return status
 
 

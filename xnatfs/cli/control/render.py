@@ -157,7 +157,7 @@ def cache_facts(cache: State) -> Iterator[tuple[str, str]]:
 
 
 def warmed(result: State) -> str:
-    """Return what `xnatfs warm` has come to."""
+    """Format the result of `xnatfs warm`."""
     pinned = f", {result['pinned_files']} pinned" if result["pinned_files"] else ""
     fetched = result["cached_files"] - result["cached_before"]
     whole = f"{counted(result['files'], 'file')}, {human_size(result['bytes'])}"

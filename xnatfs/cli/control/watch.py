@@ -1,4 +1,4 @@
-"""Show the state of mounts on a terminal, again and again. Only this module of xnatfs imports rich."""
+"""Show the state of mounts on a terminal, again and again."""
 
 import time
 from collections.abc import Callable, Sequence

@@ -85,11 +85,11 @@ def command(
     """Make a command of a coroutine. The first line of its docstring is the command's help.
 
     Args:
-        words: noun and verb.
-        example: a command line, for the help.
-        options: what the command takes beside the options of all commands.
-        columns: keys of its rows that a table shows; empty for a command that does not list.
-        identifier: key of a row or an item that --quiet prints.
+        words: Noun and verb.
+        example: A command line, for the help.
+        options: What the command takes beside the options of all commands.
+        columns: Keys of its rows that a table shows; empty for a command that does not list.
+        identifier: Key of a row or an item that --quiet prints.
     """
 
     def declare(run: Callable[[Context], Awaitable[Any]]) -> Command:

@@ -92,7 +92,14 @@ async def find(context: Context, xnat: Xnat) -> tuple[str, Document | None]:
 
 
 async def below(context: Context, xnat: Xnat, accession: str, *rest: str) -> list[Row]:
-    """Fetch a list of the experiment. Raises NotFound if that does not exist, for which servers answer 500."""
+    """Fetch a list of the experiment. Raises NotFound if that does not exist, for which servers answer 500.
+
+    Args:
+        context: The command, which names the experiment.
+        xnat: The client of the server.
+        accession: The accession ID of the experiment.
+        rest: The segments of the list's URL after it.
+    """
     try:
         return await xnat.rows("experiments", accession, *rest)
     except (NotFound, BadReply):

@@ -110,10 +110,10 @@ async def change_each(
     """Change every named session, one after the other; a failure does not stop the others.
 
     Args:
-        context: the command line.
-        participle: what was done, as Deleted, for the user.
-        change: changes one session.
-        if_none: returns the result for a session that is not in the prearchive, or None if that is an error.
+        context: The command line.
+        participle: What was done, as Deleted, for the user.
+        change: Changes one session.
+        if_none: Returns the result for a session that is not in the prearchive, or None if that is an error.
     """
     selection = parse_selection(context)
     results: list[Cells] = []

@@ -150,7 +150,7 @@ class StateReport:
         return time.monotonic() - self._began
 
     def report(self, status: str, text: str = "") -> None:
-        """Report a status in other words, if any are given."""
+        """Report a status, as `text` if that is given."""
         now = time.monotonic()
         if status != self.status or now - self._reported_at >= REPORT_SECONDS:
             self._context.note(f"{self._session}: {text or status}")

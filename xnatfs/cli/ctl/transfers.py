@@ -168,7 +168,7 @@ async def _download_each(context: Context, sessions: Sequence[str]) -> int:
 
 
 def _report(context: Context, outcomes: Sequence[DownloadOutcome]) -> int:
-    """Print what came of each session for programs, and return the exit status."""
+    """Print the result of each session as structured output, and return the exit status."""
     arguments = context.arguments
     if arguments.output in STRUCTURED_FORMATS and not arguments.dry_run:
         summaries = [summary for _, summary in outcomes]

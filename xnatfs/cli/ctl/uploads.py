@@ -38,7 +38,7 @@ def _session_upload(parser: argparse.ArgumentParser) -> None:
         "-E", "--experiment", "--session", metavar="LABEL", required=True, help="the session's label to be"
     )
     parser.add_argument(
-        "--mode", choices=MODES, help="how files travel, if the server takes it: packed, or one by one (default: tar)"
+        "--mode", choices=MODES, help="how files are sent, if accepted: packed, or one by one (default: tar)"
     )
     parser.add_argument("-w", "--workers", type=options.number, metavar="N", help="requests at once (default: 4)")
     parser.add_argument(
@@ -56,7 +56,7 @@ def _session_upload(parser: argparse.ArgumentParser) -> None:
         "--resume",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="take up where an earlier run of the same files ended (the default)",
+        help="resume an earlier run of the same files (the default)",
     )
     parser.add_argument("--dry-run", action="store_true", help="list what would be sent")
 
@@ -187,7 +187,7 @@ async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, 
         return
     raise Unreachable(
         f"{target.session} is not there after {longest:g} s ({_state(outcome)}): the server goes on with it, and the "
-        "same command takes up the wait again",
+        "same command resumes the wait",
         url=xnat.url,
     )
 
@@ -225,7 +225,7 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
         others = "Files" if outcome.before is None else f"{outcome.before} files"
         context.note(f"{others} were there before: the server does not state whether all of these arrived")
     elif outcome.arrived is None:
-        context.note("The server does not say yet how many files it has; --wait asks until it does")
+        context.note("The server does not state yet how many files it has; --wait polls until it does")
     elif missing > 0:
         print_message(f"xnatctl: {missing} of {outcome.files} files did not arrive")
     _print(context, outcome, target, status)

@@ -1,4 +1,4 @@
-"""Run the command doctor: check all that a mount needs, and say what to do about each thing that is missing."""
+"""Run the command doctor: check all that a mount needs, and suggest a remedy for each failure."""
 
 import argparse
 import json
@@ -36,7 +36,7 @@ CACHE_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check; `todo` says what to do next, or is '' if it is well."""
+    """The result of one check; `todo` is a remedy, or '' if none is needed."""
 
     name: str
     text: str
@@ -45,7 +45,7 @@ class Check:
 
 def run_doctor(arguments: argparse.Namespace) -> int:
     arguments.url = arguments.url or arguments.source
-    logs.log_to(None, logging.CRITICAL)  # what it would say is in the checks
+    logs.log_to(None, logging.CRITICAL)  # what it would report is in the checks
     checks = []
     for check in _checks(arguments):
         checks.append(check)
@@ -73,7 +73,7 @@ def _checks(arguments: argparse.Namespace) -> Iterator[Check]:
 
 
 def _attempt(name: str, check: Callable[[], Check | None], success: str = "") -> Check:
-    """Run a check, which may return nothing for `success`; an error of it says what to do."""
+    """Run a check, which may return nothing for `success`; the text of an error contains the remedy."""
     try:
         return check() or Check(name, success)
     except XnatError as error:

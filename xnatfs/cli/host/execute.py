@@ -179,7 +179,7 @@ class _Command:
 
 
 def _mount_and_run(words: list[str], mountpoint: Path, source: str, parent: socket.socket) -> NoReturn:
-    """Mount, hand the descriptor to the parent, and become the command once the parent says so."""
+    """Mount, pass the descriptor to the parent, and become the command when the parent allows it."""
     status = CANNOT_RUN
     try:
         for number in (signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):

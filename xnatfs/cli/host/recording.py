@@ -18,7 +18,7 @@ from xnatfs.http.transport import Transport
 # The longest reply to record, in bytes, and the most rows of each list.
 MAX_RECORDED_BYTES = 16 * 2**20
 MAX_RECORDED_ROWS = 5
-# Keys whose values say nothing about a person, a project or a site.
+# Keys whose values reveal nothing about a person, a project or a site.
 KEPT_KEYS = {
     *("version", "format", "content", "xsiType", "xsitype", "element_name", "type_category", "category", "cat_desc"),
     *("quality", "modality", "file_count", "file_size", "Size", "collection", "totalRecords", "status"),

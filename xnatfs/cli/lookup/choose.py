@@ -48,7 +48,14 @@ whole_sessions: Option = options_of(
 
 
 async def left_out(site: Site, accession: str, *, of_session: bool, of_assessors: bool) -> str:
-    """Return a line that names the data left out by a copy of all scans; '' if there are none."""
+    """Return a line that names the data left out by a copy of all scans; '' if there are none.
+
+    Args:
+        site: The server.
+        accession: The accession ID of the session.
+        of_session: Whether the resources of the session itself are copied.
+        of_assessors: Whether its assessors are copied.
+    """
     rows = (await site.resources(("experiments", accession), True)).rows
     own = [] if of_session else [row.label or row.id for row in rows if row.category == "resources"]
     assessors = set() if of_assessors else {row.cat_id for row in rows if row.category == "assessors"}

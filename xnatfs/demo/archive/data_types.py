@@ -1,4 +1,4 @@
-"""The data types of the site, and how DICOM modalities map to them."""
+"""Define the data types of the site, and how DICOM modalities map to them."""
 
 MODALITIES = {
     "MR": "mr", "CT": "ct", "PT": "pet", "US": "us", "CR": "cr", "DX": "dx", "MG": "mg", "NM": "nm", "XA": "xa",

@@ -1,4 +1,4 @@
-"""An archive in memory: projects, subjects, experiments, scans, resources, catalogue entries, users and their roles."""
+"""Hold an archive in memory: projects, subjects, experiments, scans, resources, catalogue entries, users, roles."""
 
 import hashlib
 import threading

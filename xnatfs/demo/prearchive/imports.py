@@ -1,4 +1,4 @@
-"""The import service: create sessions from archives and single DICOM objects (XNAT REST contract 11)."""
+"""Serve imports: create sessions from archives and single DICOM objects (XNAT REST contract 11)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""The prearchive: received sessions, and how their status changes with time (XNAT REST contract 12).
+"""Hold the prearchive: received sessions, and how their status changes with time (XNAT REST contract 12).
 
 Nothing runs in the background. Each request first completes the work that is due by then.
 """

@@ -101,11 +101,11 @@ async def files_below(node: Node) -> AsyncIterator[File]:
 
 
 async def all_files_below(node: Node) -> AsyncIterator[File]:
-    """Yield the same files, with those that are made from listings."""
+    """Yield a file, or all files below a directory, also those that are made from listings."""
     if isinstance(node, File):
         yield node
     elif isinstance(node, Dir):
-        await trio.lowlevel.checkpoint()  # listings that are cached give way to no other task
+        await trio.lowlevel.checkpoint()  # cached listings let no other task run
         for place, child in enumerate((await node.children()).listed(), 1):
             if place % FILES_PER_CHECKPOINT == 0:
                 await trio.lowlevel.checkpoint()

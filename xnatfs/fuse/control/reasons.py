@@ -15,7 +15,7 @@ from xnatfs.tree.node import Dir, File, Node
 
 
 async def explain(root: Dir, operations: Operations, path: str) -> Message:
-    """Return the findings about a path, as lines for a user: its last errors, and what stands before it now.
+    """Return the findings about a path, as lines for a user: its last errors, and what prevents access now.
 
     The path is looked up as a program would, with the same requests.
     """
@@ -53,7 +53,7 @@ def _failed(failure: Failure) -> str:
 def _server(site: Site) -> str:
     breaker, login = site.xnat.transport.breaker, site.xnat.login
     if breaker.is_open:
-        return f"the server is unreachable since {_time(breaker.outage_began_at)}: {breaker.reason}"
+        return f"the server has been unreachable since {_time(breaker.outage_began_at)}: {breaker.reason}"
     return f"the login is refused: {login.refusal}" if login.refusal else ""
 
 

@@ -67,6 +67,7 @@ class Refresher:
         site: Its server.
         operations: Its calls of the kernel.
         mountpoint: Its place.
+        nursery: Runs the tasks that outlast a call.
     """
 
     def __init__(self, site: Site, operations: Operations, mountpoint: Path, nursery: trio.Nursery) -> None:

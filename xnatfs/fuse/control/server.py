@@ -37,14 +37,14 @@ log = logging.getLogger(__name__)
 MAX_CLIENTS = 32
 # Seconds that a client may take to send its next request.
 NEXT_REQUEST_SECONDS = 60.0
-# Seconds that a client may take to read a line before it is left.
+# Seconds that a client may take to read a line before its connection is closed.
 REPLY_SECONDS = 5.0
 # Seconds between two lines of progress.
 PROGRESS_SECONDS = 0.5
 # Bytes that are received at a time.
 REQUEST_PIECE_BYTES = 16 * 1024
 
-# Takes what a call has done so far.
+# Receives the progress of a call.
 Report = Callable[[Message], None]
 
 

@@ -42,7 +42,7 @@ class Verifier:
 
     Args:
         operations: The calls of the kernel, which may have pages of damaged files.
-        report: Takes the progress.
+        report: Receives the progress.
         listings_only: Send no request for single files.
     """
 
@@ -111,7 +111,7 @@ class Verifier:
         self._undigested += not row.digest
         size = row.size
         has_name = folders.resource_dir.address.has_name(row.path, folders.catalogue)
-        if has_name and not self._listings_only:  # without a name of its own, a HEAD of another could be answered
+        if has_name and not self._listings_only:  # else the server might answer with another file's head
             try:
                 size = (await file.site.xnat.head(folders.resource_dir.address.base, row)).size
             except (NotFound, Denied) as error:

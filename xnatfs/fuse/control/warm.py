@@ -45,10 +45,10 @@ async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: 
 
     Args:
         root: The root of the tree.
-        operations: The calls of the kernel, whose record of errors takes those of the files.
+        operations: The calls of the kernel, whose log of errors receives those of the files.
         path: The path in the mount.
         pin: Exclude the files from eviction.
-        report: Takes the progress.
+        report: Receives the progress.
 
     Raises:
         CacheFull: The cache is too small for files to pin. Nothing is fetched.

@@ -173,7 +173,7 @@ class Dataset:
     async def subject_tree(self, subject: str, session: SessionFolder) -> Tree | None:
         """Return what a resource of a session holds of the subject's folder; None if its resources cannot be listed.
 
-        Such a session fails where its own folder is looked into, and hides no other one.
+        Such a session fails when its own folder is listed, and hides no other session.
         """
         home = session.home
         await self.site.look_into(self.project.id, home.experiment.id, assessors=False)
@@ -204,7 +204,7 @@ class Dataset:
         return nothing
 
     async def _without_trees(self, sessions: Collection[str]) -> tuple[set[str], list[ListKey]]:
-        """Return those of these sessions that have no resource for a whole tree, and the keys of the lists that say so.
+        """Return which sessions have no resource for a whole tree, and the keys of the lists that prove it.
 
         Of a session that the list of the project lacks, its own list is requested.
         """
@@ -222,7 +222,7 @@ class Dataset:
         try:
             rows = (await self.site.resources(("experiments", session), True)).rows
         except (NotFound, Denied, BadReply):
-            return True  # its folder fails, and the report says why
+            return True  # its folder fails, and the report states why
         except Unreachable:
             if not (self.site.offline and self.site.xnat.away):
                 raise
@@ -250,7 +250,7 @@ class Dataset:
         return await self._further(DemographicsKey(self.project.id), "participants without sex and group")
 
     async def authors(self) -> Listing[Author] | None:
-        """Return the investigators of the project; None if the server does not tell them."""
+        """Return the investigators of the project; None if the server does not state them."""
         return await self._further(AuthorsKey(self.project.id), "no author beside the principal investigator")
 
     async def _further(self, key: ListKey, lack: str) -> Listing[Any] | None:
@@ -261,9 +261,9 @@ class Dataset:
             return None
 
     async def stored(self, outline: Outline, subject: SubjectFolder) -> tuple[Tree, list[SessionFolder]]:
-        """Return the tree of a subject that resources hold, and the sessions that it does not have: a tree counts more.
+        """Return a subject's tree from resources, and the sessions that it lacks: the tree takes precedence.
 
-        What else is converted of a session that the tree has is not shown.
+        Other converted images of a session that the tree has are not shown.
         """
         tree = outline.tree.folders.get(f"sub-{subject.label}", Tree())
         own = [session for session in subject.sessions.values() if not tree.shadows(session.label)]
@@ -292,7 +292,7 @@ class Dataset:
         return merged, made_of
 
     async def _map_rows(self, key: BidsMapKey, made_of: dict[ListKey, Listing[Any]]) -> Sequence[BidsMapRow]:
-        """Return the rows of a map; if it cannot be read, a row that says so: another map may count more."""
+        """Return the rows of a map; if it cannot be read, a row that states that: another map may override it."""
         try:
             found = made_of[key] = await self.site.listings.get(key)
         except BadReply as error:
@@ -310,7 +310,7 @@ class Dataset:
 
 
 def _read_map(path: str) -> list[BidsMapRow]:
-    """Read a map from a local file; if that fails, a row that says so."""
+    """Read a map from a local file; if that fails, return a row that states that."""
     try:
         return parse_map(Path(path).read_text("utf-8"), f"the BIDS map {path}")
     except BadReply as error:

@@ -108,7 +108,7 @@ def all_subjects(listed: Sequence[Subject], experiments: Sequence[Experiment]) -
 async def _more(site: Site, item: Sequence[str], columns: str) -> tuple[dict[str, Row], float]:
     """Return the rows of a list with further columns by ID, none where it is refused, and when they expire.
 
-    Columns that the account may not read are empty without a word; an answer that is no list is reported.
+    Columns that the account may not read come empty, without an error; an answer that is no list is reported.
     """
     started = now()
     try:

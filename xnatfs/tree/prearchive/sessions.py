@@ -142,7 +142,7 @@ class ReceivedSessionDir(Dir):
         return (await self._facts())[0]
 
     async def _facts(self) -> tuple[dict[str, str], float]:
-        """Return the same, and until when they are valid."""
+        """Return the attributes as they are now, and until when they are valid."""
         row, expires = await self.current()
         reason = ""
         if row.status in EXPLAINED:

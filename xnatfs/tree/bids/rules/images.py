@@ -13,10 +13,10 @@ Sidecar = Mapping[str, Any]  # the fields of a JSON file that lies beside an ima
 Reasons = list[tuple["StoredImage", str]]  # why images are not shown
 Named = list[tuple["StoredImage", BidsName]]
 
-DISCARDED = "is a localizer or derived, by dcm2niix"  # as its field BidsGuess says
+DISCARDED = "is a localizer or derived, by dcm2niix"  # as its field BidsGuess states
 # The end of a file name by which dcm2niix tells images of one series apart.
 _POSTFIX = re.compile(r"(?:_(?:e\d+|ph|real|imaginary|Eq_\d+|i\d{5}|ROI\d+|t\d{2,})[a-z]?)*$")
-# Parts of it that do not say what the image is.
+# Parts of it that do not identify the image.
 _OBSCURE = re.compile(r"_(?:Eq_\d+|i\d{5}|ROI\d+|t\d{2,})")
 _PART_TOKENS = {"_ph": "phase", "_real": "real", "_imaginary": "imag"}
 # Suffixes of which several echoes of one scan are numbered. The schema allows `echo` for others as well, where several

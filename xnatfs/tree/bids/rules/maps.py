@@ -50,9 +50,9 @@ class BidsMap:
 
     @classmethod
     def of(cls, *sources: tuple[str, Iterable[BidsMapRow]]) -> "BidsMap":
-        """Merge maps, each with its name in reports, those that count most first.
+        """Merge maps, each with its name in reports, in order of precedence.
 
-        Of a map that is wrong, and of all that count less, no line is used: it could override them.
+        No line of an invalid map, nor of any map after it, is used: the invalid one could override them.
         """
         lines: dict[str, MapLine] = {}
         overridden: list[tuple[str, MapLine, MapLine]] = []

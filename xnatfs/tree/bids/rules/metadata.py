@@ -1,7 +1,7 @@
 """Make the JSON that images lack: task names, the echo times of field maps, and the images that these are for.
 
 It goes into files of their own, one level above the image (BIDS' inheritance principle): no sidecar is changed, and
-what a sidecar states itself counts more.
+what a sidecar states itself takes precedence.
 """
 
 import re

@@ -146,7 +146,15 @@ def number_runs(series: Sequence[NamedSeries]) -> list[NamedSeries]:
 def name_images(
     scan: Scan, name: BidsName, line: MapLine | None, images: Sequence[StoredImage], sidecars: Sidecars
 ) -> tuple[NamedSeries, Reasons]:
-    """Return the series of a scan with a name, and its images that are not shown."""
+    """Return the series of a scan with a name, and its images that are not shown.
+
+    Args:
+        scan: The scan.
+        name: The name of its images.
+        line: The line of the map that names the scan; None without one.
+        images: Its images.
+        sidecars: The sidecars that were read so far; it collects those that are missing.
+    """
     if len(images) > 1:
         named, left = tell_apart(name, images, sidecars)
     elif images and is_like_localizer(scan) and sidecars.is_discarded(images[0]):
