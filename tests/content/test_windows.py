@@ -283,6 +283,7 @@ async def test_a_range_of_no_known_version_is_followed_by_the_file_from_its_firs
             await rig.read(40 * K)
         await trio.sleep(20)
         assert rig.asked() == [(0, K), (40 * K, 41 * K), (0, None)]
+        assert rig.stats.fetched == K + is_proved * len(BIG), "nothing of the range"
         if is_proved:
             assert rig.blob.complete
             await rig.read(40 * K)
@@ -302,6 +303,31 @@ async def test_a_reply_from_the_first_byte_to_a_seek_is_received_to_its_end(tmp_
         await rig.read(40 * K)
         await rig.blob.verdict()
         assert (rig.asked(), rig.stats.fetched) == ([(0, None)] * 2, len(BIG) + K)
+
+
+async def test_a_download_that_ends_as_its_reply_arrives_leaves_a_file_that_can_be_opened(
+    tmp_path, autojump_clock, monkeypatch
+):
+    class Yielding(Keeping):
+        async def reserve(self, partial: Partial, size: int) -> None:
+            await trio.lowlevel.checkpoint()
+            await super().reserve(partial, size)
+
+    class Late(FakeSource):
+        @asynccontextmanager
+        async def open(self, start: int, size: int | None = None, stop: int | None = None) -> AsyncIterator[Body]:
+            async with super().open(start, size, stop) as body:
+                if len(self.starts) == 1:
+                    rig.fill.planner.downloads[0].scope.cancel()
+                yield body
+
+    monkeypatch.setattr(Rig, "store_class", Yielding)
+    async with filling(tmp_path, Late(BIG, chunk=K)) as rig:
+        rig.fill.start()
+        await settled()
+        assert not rig.fill.is_running
+        assert rig.blob.ready.is_set(), "its length is known"
+        await rig.read(0)
 
 
 async def test_a_body_of_unknown_length_may_be_as_long_as_a_head_states(tmp_path, autojump_clock):

@@ -127,8 +127,10 @@ class Receiver:
         blob.stamp = self._version.stamp(self.date or repr(trio.current_time()))
         if body.size is not None:
             blob.size = body.size
-            await self._writer.reserve(body.size)
-            blob.ready.set()
+            try:
+                await self._writer.reserve(body.size)
+            finally:
+                blob.ready.set()  # also where the download is cancelled: a later open joins this blob
 
     def _continues(self, download: RangeDownload, body: Body) -> bool:
         """Check that a later reply is of the version of the first one. Raises Stale where it has another one."""
