@@ -26,6 +26,10 @@ from tests.support.content_fakes import (
 from xnatfs.common.errors import BadReply, CacheError, NotFound, Unreachable
 from xnatfs.content import Blob, Body, Head, Version, open_cache
 from xnatfs.content.blob import blob_of
+from xnatfs.content.disk.partial import Partial
+from xnatfs.content.disk.store import Store
+from xnatfs.content.fill import LINGER_SECONDS
+from xnatfs.content.source import find_contradiction
 
 # Small files.
 
@@ -157,6 +161,48 @@ async def test_the_verdict_is_there_once_all_has_arrived(tmp_path, patient_clock
         bad.close()
 
 
+async def test_who_waits_for_the_verdict_reads_the_first_byte():
+    """Have the file fetched as for any reader."""
+
+    class Requests:
+        def __init__(self) -> None:
+            self.found: list[object] = []
+
+        def on_read(self, start: int, end: int) -> None:
+            self.found.append((start, end))
+
+        def on_wait(self, offset: int) -> None:
+            self.found.append(offset)
+
+    blob, requests = Blob("k", lambda blob: None), Requests()
+    blob.filler = requests
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(blob.verdict)
+        await trio.testing.wait_all_tasks_blocked()
+        assert requests.found == [(0, 1), 0]
+        blob.hold(SMALL)
+
+
+async def test_a_part_of_a_file_that_the_directory_refuses_is_not_retained(tmp_path, patient_clock, monkeypatch):
+    """Retain one in the directory for the next open; elsewhere it would take the room of other files."""
+
+    def refuse(store: Store) -> Partial:
+        raise OSError(28, "No space left on device")
+
+    for idle in (1, 0):
+        source = FakeSource(BIG)
+        source.stalls[MiB] = trio.Event()
+        async with open_cache(tmp_path / str(idle), LIMIT) as cache:
+            if not idle:
+                monkeypatch.setattr(Store, "create", refuse)
+            blob = await cache.open(version(BIG), source)
+            await blob.read(0, 10)
+            blob.close()
+            await trio.sleep(2 * LINGER_SECONDS)
+            counters = cache.counters()
+            assert (counters["idle"], counters["open_bytes"]) == (idle, idle * len(BIG))
+
+
 async def test_an_empty_file_is_a_file(tmp_path):
     """Complete a file without bytes."""
     async with open_cache(tmp_path, LIMIT) as cache:
@@ -283,6 +329,24 @@ async def test_chunks_need_not_come_from_a_generator(tmp_path):
         blob = await cache.open(version(SMALL), Once())
         assert await blob.read(0, len(SMALL)) == SMALL
         blob.close()
+
+
+@pytest.mark.parametrize(
+    ("listed", "digest", "stated", "framed", "text"),
+    [
+        (5, "", None, False, ""),
+        (7, "d", None, False, ""),
+        (7, "", 5, False, ""),
+        (None, "", None, True, ""),
+        (None, "", None, False, "5 bytes arrived, the listing states nothing, a HEAD nothing; nothing was kept"),
+        (7, "", None, True, "5 bytes arrived, the listing states 7, a HEAD nothing; nothing was kept"),
+        (None, "", 6, True, "5 bytes arrived, the listing states nothing, a HEAD 6; nothing was kept"),
+    ],
+)
+async def test_another_length_than_listed_needs_a_digest_or_a_head(listed, digest, stated, framed, text):
+    source = FakeSource(b"")
+    source.head_size, source.heads_work = stated, stated is not None
+    assert await find_contradiction(Version("k", listed, digest), 5, source, framed=framed) == text
 
 
 # What is damaged.

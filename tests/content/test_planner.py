@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,8 +33,12 @@ MiB = 2**20
 NOW = 100.0
 
 
-def download(start: int = 0, stop: int | None = None, now: float = NOW) -> RangeDownload:
-    return RangeDownload(start, stop, FakeSource(b""), now)
+def download(
+    start: int = 0, stop: int | None = None, now: float = NOW, *, arrived: int = 0, is_share: bool = False
+) -> RangeDownload:
+    made = RangeDownload(start, stop, FakeSource(b""), now, is_share=is_share)
+    made.position += arrived
+    return made
 
 
 # -- what is requested next ----------------------------------------------------------------------------------------
@@ -44,6 +49,7 @@ def planner(
     *,
     present: tuple[tuple[int, int], ...] = (),
     served: tuple[int, int] = (0, 0),
+    waits: tuple[tuple[int, int], ...] = (),
     running: tuple[RangeDownload, ...] = (),
     seekable: bool = True,
     strict: bool = False,
@@ -57,6 +63,7 @@ def planner(
     blob.served.add(*served)
     made = Planner(blob, Version("k", size if listed else None, ""), source)
     made.downloads += running
+    blob.waits += waits
     return made
 
 
@@ -83,6 +90,8 @@ WINDOW = (0, MiB)
         ({"present": (WINDOW,)}, 100 * MiB, NextDownload(100 * MiB, 101 * MiB)),  # a seek
         ({"present": (WINDOW,)}, MiB, NextDownload(MiB, 3 * MiB)),  # a window is followed by one of twice the length
         ({"present": (WINDOW,), "served": WINDOW}, MiB, NextDownload(MiB, None)),  # all before was read
+        ({"present": (WINDOW,), "served": (0, MiB // 2 - 4096)}, MiB, NextDownload(MiB, None)),  # half of it
+        ({"present": (WINDOW,), "served": (0, MiB // 2 - 4097)}, MiB, NextDownload(MiB, 3 * MiB)),
         ({"present": (WINDOW,)}, 500 * MiB - 9, NextDownload(500 * MiB - 9, None)),  # the tail
         ({"present": (WINDOW, (10 * MiB, 20 * MiB))}, 9 * MiB + 5, NextDownload(9 * MiB, 10 * MiB)),  # backwards
         ({"present": (WINDOW, (10 * MiB, 20 * MiB))}, 15 * MiB, NextDownload(20 * MiB, 21 * MiB)),
@@ -93,6 +102,8 @@ WINDOW = (0, MiB)
         ({"seekable": False, "running": (download(),)}, 100 * MiB, None),
         ({"strict": True, "running": (download(),)}, 100 * MiB, None),
         ({"strict": True, "present": (WINDOW,)}, 100 * MiB, NextDownload(MiB, None)),
+        ({"strict": True, "present": ((0, 100 * MiB),), "running": (download(),)}, 0, None),  # it is on its way there
+        ({"present": ((400 * MiB, 500 * MiB),)}, 450 * MiB, NextDownload(0, None)),  # what is left to verify it
         ({"size": 100, "present": ((0, 100),)}, 0, None),  # it is being verified
     ],
 )
@@ -106,6 +117,9 @@ def test_the_download_that_was_needed_least_recently_makes_way():
     downloads = [download(MiB * 10 * number, now=NOW - number) for number in range(1, MAX_DOWNLOADS + 1)]
     made = planner(running=tuple(downloads))
     assert made.plan_wait(100 * MiB, NOW) == NextDownload(100 * MiB, 101 * MiB, cancel=downloads[-1])
+    made._blob.present.add(0, 100 * MiB)
+    made._blob.served.add(0, 100 * MiB)
+    assert made.plan_wait(100 * MiB, NOW) == NextDownload(100 * MiB, None, cancel=downloads[-1])
     made._blob.waits += [(each.position, each.position + 1) for each in downloads]
     assert made.plan_wait(100 * MiB, NOW) is None, "readers wait for all of them"
 
@@ -115,6 +129,8 @@ def test_the_download_that_was_needed_least_recently_makes_way():
     [
         ({"present": (WINDOW,)}, (0, MiB // 2), None),
         ({"present": (WINDOW,)}, (0, MiB // 2 + 1), NextDownload(MiB, None)),
+        ({"present": (WINDOW,)}, (2 * MiB - 1, 2 * MiB), NextDownload(MiB, 3 * MiB)),  # a little was skipped
+        ({"present": (WINDOW,)}, (2 * MiB, 2 * MiB + 1), None),  # a seek, which has a window of its own
         ({"present": (WINDOW,), "running": (download(MiB),)}, (0, MiB), None),
         ({"present": (WINDOW,), "seekable": False}, (0, MiB), None),
         (
@@ -132,6 +148,9 @@ def test_what_is_requested_before_a_reader_waits_for_it(state, read, plan):
     ("state", "paused", "plan"),
     [
         ({"present": (WINDOW,)}, False, None),
+        ({"present": (WINDOW,), "waits": ((MiB, MiB + 1),)}, False, NextDownload(MiB, 3 * MiB)),
+        ({"present": (WINDOW,), "waits": ((MiB, MiB + 1),)}, True, None),  # the reader looks again by itself
+        ({"present": ((0, 500 * MiB - 1),)}, True, None),  # little is missing, nothing was read
         ({"strict": True, "present": (WINDOW,)}, True, NextDownload(MiB, None)),
         ({"strict": True, "present": (WINDOW,), "seekable": False}, True, NextDownload(0, None)),
         ({"seekable": False}, False, NextDownload(0, None)),
@@ -146,14 +165,64 @@ def test_what_is_requested_when_a_download_has_ended(state, paused, plan):
     assert made.plan_end(paused=paused) is None
 
 
-def test_a_big_file_is_requested_in_shares_where_one_connection_is_slow():
-    first = download()
-    made = planner(running=(first,))
+# More than two near ways from the end: the rest is worth one more request.
+REST = 2 * NEAR_BYTES + 1
+
+
+@pytest.mark.parametrize(
+    ("state", "share"),
+    [
+        ({}, (SHARE_BYTES, 2 * SHARE_BYTES)),
+        ({"size": SHARE_BYTES}, (SHARE_BYTES // 2, SHARE_BYTES)),
+        ({"size": SHARE_BYTES - 1}, None),
+        ({"running": (download(arrived=500 * MiB - REST),)}, (500 * MiB - NEAR_BYTES - 1, 500 * MiB)),
+        ({"running": (download(arrived=500 * MiB - REST + 1),)}, None),
+        ({"running": (download(stop=SHARE_BYTES, is_share=True),)}, (SHARE_BYTES, 2 * SHARE_BYTES)),
+        ({"running": (download(stop=SHARE_BYTES),)}, None),  # a window
+        ({"running": (download(100 * MiB, 101 * MiB), download())}, (SHARE_BYTES, 2 * SHARE_BYTES)),
+    ],
+)
+def test_a_big_file_is_requested_in_shares_where_one_connection_is_slow(state, share):
+    """End the download that goes to the end of the file where the share begins."""
+    made = planner(**{"running": (download(),), **state})
     made.source.grants = True  # type: ignore[misc]  # the fake's is a plain attribute
-    made._blob.waits.append((0, 1))
-    assert made.plan_wait(0, NOW) is None
-    plan = made.plan_wait(0, NOW + RATE_SECONDS)
-    assert plan == NextDownload(SHARE_BYTES, 2 * SHARE_BYTES, shorten=first, is_share=True)
+    last = made.downloads[-1]
+    made._blob.present.add(0, last.position)
+    made._blob.waits.append((last.position, last.position + 1))
+    assert made.plan_wait(last.position, NOW) is None
+    plans = [made.plan_wait(last.position, NOW + seconds * RATE_SECONDS) for seconds in (1, 2, 3)]
+    shorten = last if last.stop is None else None
+    plan = NextDownload(share[0], share[1], shorten=shorten, is_share=True) if share else None
+    assert plans[-1] == plan
+
+
+OTHERS = (download(3 * MiB), download(0, arrived=MiB // 2), download(100 * MiB))
+
+
+@pytest.mark.parametrize(
+    ("state", "running", "step"),
+    [
+        ({}, download(arrived=MiB), (READ_AHEAD_BYTES, True)),  # as far as to read ahead
+        ({"strict": True}, download(arrived=MiB), (MiB + NEAR_BYTES, True)),
+        ({"seekable": False}, download(arrived=MiB), (MiB + NEAR_BYTES, True)),
+        (
+            {"waits": ((450 * MiB, 451 * MiB),)},
+            download(arrived=MiB),
+            (MiB + NEAR_BYTES, True),
+        ),  # it needs all there is
+        ({}, download(stop=100 * MiB, arrived=MiB), (MiB + NEAR_BYTES, True)),
+        ({}, download(stop=2 * MiB, arrived=MiB), (2 * MiB, True)),
+        ({"running": OTHERS}, download(arrived=MiB), (3 * MiB, True)),
+        ({"running": (download(MiB),)}, download(arrived=MiB), (MiB, True)),  # the other one continues
+        ({"present": ((2 * MiB, 3 * MiB),)}, download(arrived=MiB), (2 * MiB, True)),
+        ({"present": ((0, 3 * MiB),)}, download(arrived=MiB), (3 * MiB, False)),
+        ({"present": ((0, 90 * MiB),)}, download(arrived=MiB), (READ_AHEAD_BYTES, False)),
+    ],
+)
+def test_a_step_ends_where_others_are_and_where_enough_has_arrived(state, running, step):
+    made = planner(**{"present": ((400 * MiB, 500 * MiB),), **state})
+    made.downloads.append(running)
+    assert made.next_step(running, NOW) == step
 
 
 # -- one download ------------------------------------------------------------------------------------------------
@@ -219,8 +288,10 @@ def test_who_reads_on_is_noted_and_wakes_a_download_that_is_half_way():
     assert (running.read_end, running.wakeup.is_set()) == (half, False)
     running.note_read(0, 10)
     assert running.read_end == half, "what was requested before is no news"
-    running.note_read(0, half + 1)
-    assert (running.read_end, running.wakeup.is_set()) == (half + 1, True)
+    for is_news in (True, False):
+        running.wakeup = trio.Event()
+        running.note_read(0, half + 1)
+        assert (running.read_end, running.wakeup.is_set()) == (half + 1, is_news)
     far = READ_AHEAD_BYTES + NEAR_BYTES
     running.note_read(far + 1, far + 2)
     assert running.read_end == half + 1, "that far ahead is another download's"
@@ -260,13 +331,14 @@ def test_a_helper_is_added_after_a_measurement_and_has_a_moment_to_begin():
     assert helpers(trial, 10 + 4 * RATE_SECONDS, 3000 + int(1000 * MIN_GAIN)) == 2
 
 
-def test_a_helper_that_brings_no_fifth_more_is_the_last():
+@pytest.mark.parametrize("periods", [1, 4])
+def test_a_helper_that_brings_no_fifth_more_is_the_last(periods):
     trial = ParallelTrial()
     helpers(trial, 0, 0)
     assert helpers(trial, RATE_SECONDS, 1000) == 1
     helpers(trial, 2 * RATE_SECONDS, 1000)
-    assert helpers(trial, 3 * RATE_SECONDS, 1000 + int(1000 * MIN_GAIN) - 1) == 0
-    for seconds in range(4, 20):
+    assert helpers(trial, (2 + periods) * RATE_SECONDS, 1000 + int(periods * 1000 * MIN_GAIN) - 1) == 0
+    for seconds in range(7, 20):
         assert helpers(trial, seconds * RATE_SECONDS, 10**6 * seconds) == 0
 
 

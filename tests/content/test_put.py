@@ -54,6 +54,10 @@ async def test_it_is_there_for_the_next_open(tmp_path):
         assert (blob.size, await blob.read(0, MiB)) == (len(SMALL), SMALL)
         assert await blob.read(100, 50) == SMALL[100:150]
         assert await blob.read(len(SMALL), 50) == b""
+        buffer = memoryview(bytearray(50))
+        assert await blob.read_into(buffer, 100) == SMALL[100:150]
+        assert await blob.read_into(buffer, len(SMALL) - 5) == SMALL[-5:]
+        assert not await blob.read_into(buffer, len(SMALL))
         blob.close()
         assert (cache.stats.hits, cache.stats.misses) == (1, 0)
 

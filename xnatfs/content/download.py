@@ -52,31 +52,31 @@ class Receiver:
         blob = self._blob
         size = blob.size if blob.size >= 0 else None
         async with download.source.open(download.position, size, download.stop) as body:
-            if not await self._accept(download, body):
-                return True
-            if body.into is not None and blob.size >= 0 and self._is_provable:
-                return await self._receive_by_process(download, body.into)
-            chunks = body.chunks
-            async with aclosing(chunks) if isinstance(chunks, AsyncGenerator) else nullcontext(chunks):
-                async for chunk in chunks:
-                    await self._put(download, chunk)
-                    if self._planner.is_done(download):
-                        return True
-                    if not await self._pause(download):
-                        return False
-                    await trio.lowlevel.checkpoint()
-            await self._check_end(download, body.framed)
-        return True
+            if await self._accept(download, body):
+                if body.into is not None and blob.size >= 0 and self._is_provable:
+                    await self._receive_by_process(download, body.into)
+                else:
+                    await self._receive_chunks(download, body)
+        return not download.has_paused
 
-    async def _receive_by_process(self, download: RangeDownload, into: WriteInto) -> bool:
+    async def _receive_chunks(self, download: RangeDownload, body: Body) -> None:
+        chunks = body.chunks
+        async with aclosing(chunks) if isinstance(chunks, AsyncGenerator) else nullcontext():
+            async for chunk in chunks:
+                await self._put(download, chunk)
+                if self._planner.is_done(download) or not await self._pause(download):
+                    return
+                await trio.lowlevel.checkpoint()
+        await self._check_end(download, body.framed)
+
+    async def _receive_by_process(self, download: RangeDownload, into: WriteInto) -> None:
         """Let another process write what is missing, and skip what is present, step by step."""
-        await self._writer.reserve(self._blob.size)
         while download.position < self._blob.size and not self._planner.is_done(download):
             if not await self._pause(download):
-                return False
+                return
             stop, is_missing = self._planner.next_step(download, trio.current_time())
             if stop == download.position:
-                return True  # another download continues from here
+                return  # another download continues from here
             try:
                 fd, start = self._blob.fd if is_missing else None, download.position
                 async with aclosing(into(fd, start, stop - start)) as written:
@@ -85,7 +85,6 @@ class Receiver:
                         download.position += count
             except OSError as exc:
                 raise self._writer.error(exc) from exc
-        return True
 
     async def _pause(self, download: RangeDownload) -> bool:
         """Wait while enough has arrived; return False if no reader requests more in time."""
@@ -94,6 +93,7 @@ class Receiver:
             with trio.move_on_after(PAUSE_SECONDS):
                 await download.wakeup.wait()
             if self._planner.pauses(download) and download.read_end == read_end and self._planner.can_seek:
+                download.has_paused = True
                 return False
         return True
 
@@ -127,8 +127,10 @@ class Receiver:
         blob.stamp = self._version.stamp(self.date or repr(trio.current_time()))
         if body.size is not None:
             blob.size = body.size
-            await self._writer.reserve(min(1, body.size))
-            blob.ready.set()
+            try:
+                await self._writer.reserve(body.size)
+            finally:
+                blob.ready.set()  # also where the download is cancelled: a later open joins this blob
 
     def _continues(self, download: RangeDownload, body: Body) -> bool:
         """Check that a later reply is of the version of the first one. Raises Stale where it has another one."""

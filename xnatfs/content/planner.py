@@ -63,6 +63,7 @@ class RangeDownload:
     source: Source
     started_at: float  # in seconds
     is_share: bool = False  # one of several that bring a file in parallel
+    has_paused: bool = False  # it ended early, since it was far ahead of its readers
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     wakeup: trio.Event = field(default_factory=trio.Event)  # readers have requested more since it was looked at
     position: int = field(init=False)  # the next byte to arrive
@@ -243,11 +244,10 @@ class Planner:
         download is.
         """
         position, blob = download.position, self._blob
-        others = [each for each in self.downloads if each is not download]
-        ahead = [each.position for each in others if (each.position, each.start) > (position, download.start)]
+        ahead = [each.position for each in self.downloads if (each.position, each.start) > (position, download.start)]
         ends = [download.next_step(now), blob.size if download.stop is None else download.stop, *ahead]
         if download.stop is None and self.can_seek and not blob.is_served_whole and not blob.has_held_back_read:
-            ends.append(max(download.read_ahead_end, position + 1))
+            ends.append(download.read_ahead_end)
         end = download.step_end = min(ends)
         gap = blob.present.first_missing(position)
         if gap > position:

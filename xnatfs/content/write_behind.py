@@ -14,6 +14,7 @@ from collections import deque
 
 import trio
 
+from xnatfs.content.disk.index import BlobRow
 from xnatfs.content.disk.store import Store
 from xnatfs.content.entry import Entry
 from xnatfs.content.open_files import OpenFiles
@@ -63,7 +64,7 @@ class WriteBehind:
         while self._written_bytes > most:
             entry = self._written.popleft()
             self._written_bytes -= entry.blob.size
-            self._release(entry, is_stored=True)
+            self._release(entry)
 
     async def write(self) -> None:
         """Write all waiting files, in batches."""
@@ -73,8 +74,7 @@ class WriteBehind:
         self.release_written(MAX_RETAINED_BYTES)
 
     async def _write_batch(self, batch: list[Entry]) -> None:
-        rows = [(entry.row, entry.blob.memory) for entry in batch if self._files.is_current(entry)]
-        stored = await self._store.keep_whole([(row, data) for row, data in rows if row and data is not None])
+        stored = await self._store.keep_whole([_contents(entry) for entry in batch if self._files.is_current(entry)])
         for entry in batch:
             self._waiting.popleft()
             self.unwritten_bytes -= entry.blob.size
@@ -82,14 +82,13 @@ class WriteBehind:
                 self._written.append(entry)
                 self._written_bytes += entry.blob.size
             else:
-                self._release(entry, is_stored=False)
+                self._files.forget(entry)
+                self._release(entry)
         self._room.set()
         self._room = trio.Event()
 
-    def _release(self, entry: Entry, *, is_stored: bool) -> None:
+    def _release(self, entry: Entry) -> None:
         entry.is_queued = False  # only its readers still need the bytes in memory
-        if not is_stored:
-            self._files.forget(entry)
         self._files.release_if_unused(entry.blob)
 
     async def _run(self) -> None:
@@ -99,3 +98,9 @@ class WriteBehind:
                 await self.write()
         finally:
             self._is_running = False
+
+
+def _contents(entry: Entry) -> tuple[BlobRow, bytes]:
+    assert entry.row is not None
+    assert entry.blob.memory is not None
+    return entry.row, entry.blob.memory
