@@ -1,6 +1,8 @@
 """Test what other processes have locked: no lock is waited for twice in a row, and errors name it."""
 
 import os
+import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -104,15 +106,23 @@ def test_a_locked_directory_says_so(tmp_path, monkeypatch):
             open_directory(tmp_path, 100, 0.0)
 
 
-def test_a_directory_that_is_locked_is_replaced(tmp_path, caplog):
-    """Wait in the other one for as long, and remove it at the end."""
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_directory_that_is_locked_is_replaced(tmp_path, caplog, is_gone):
+    """Wait in the other one for as long, and remove it at the end, unless another program has."""
     with ExitStack() as temporary, opened(tmp_path) as fd:
         assert lock(fd)
         made = open_or_replace(tmp_path, 100, WAIT_SECONDS, temporary)
-        assert made.directory != tmp_path
+        assert made.directory.name.startswith("xnatfs-")
         assert wait_of(made.index) == WAIT_SECONDS
-        assert f"cache directory {tmp_path}: locked by process {os.getpid()} " in caplog.text
+        (record,) = caplog.records
+        assert re.fullmatch(
+            rf"cache directory {tmp_path}: locked by process {os.getpid()} .*"
+            "; until the end of this process its files are kept elsewhere, for it alone",
+            record.getMessage(),
+        )
         made.close()
+        if is_gone:
+            shutil.rmtree(made.directory)
     assert not made.directory.exists()
 
 
