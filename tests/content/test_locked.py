@@ -12,9 +12,10 @@ import pytest
 import trio
 
 from tests.content.test_claims import stopped_holder
-from tests.support.content_fakes import descriptors
+from tests.support.content_fakes import FakeSource, descriptors, read_all, version
 from xnatfs.common.errors import CacheLocked
 from xnatfs.common.locks import lock
+from xnatfs.content import open_cache
 from xnatfs.content.disk import directory as directory_module
 from xnatfs.content.disk.claims import CLAIM_POLL_SECONDS, LOOKS_PER_HOLDER_CHECK, Claims
 from xnatfs.content.disk.directory import INDEX_NAME, CacheDirectory, open_directory
@@ -124,6 +125,14 @@ def test_a_directory_that_is_locked_is_replaced(tmp_path, caplog, is_gone):
         if is_gone:
             shutil.rmtree(made.directory)
     assert not made.directory.exists()
+
+
+async def test_a_cache_in_place_of_a_locked_one_works(tmp_path):
+    with opened(tmp_path) as fd:
+        assert lock(fd)
+        async with open_cache(tmp_path, 10**9, wait=0.0) as cache:
+            assert await read_all(cache, version(b"data"), FakeSource(b"data")) == b"data"
+    assert sorted(os.listdir(tmp_path)) == ["blobs", "partial"]
 
 
 def test_an_opened_directory_holds_its_index_only(tmp_path):
