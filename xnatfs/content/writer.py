@@ -205,7 +205,7 @@ class Writer:
                     before = self._hashed
                     await trio.to_thread.run_sync(self._hash_file, fd, end)
                     if self._hashed == before:
-                        break  # another program has cut the file short
+                        return  # another program has cut the file short
         finally:
             self._following = None
             ended.set()
