@@ -45,14 +45,14 @@ def test_the_write_lock_is_not_waited_for_twice_in_a_row(tmp_path):
     """Wait again once it was acquired."""
     path = tmp_path / "index.sqlite"
     with closing(open_index(path, WAIT_SECONDS)) as index, closing(open_index(path, WAIT_SECONDS)) as other:
-        assert wait_of(index) == WAIT_SECONDS
-        with other.transaction():
-            for _ in range(2):
-                with pytest.raises(sqlite3.OperationalError, match="locked"), index.transaction():
-                    pass
-                assert wait_of(index) == 0
-        with index.transaction():
-            assert wait_of(index) == WAIT_SECONDS
+        for _ in range(2):
+            with index.transaction():
+                assert wait_of(index) == WAIT_SECONDS
+            with other.transaction():
+                for _ in range(2):
+                    with pytest.raises(sqlite3.OperationalError, match="locked"), index.transaction():
+                        pass
+                    assert wait_of(index) == 0
 
 
 def test_another_error_of_a_transaction_says_nothing_of_locks(tmp_path):
@@ -65,10 +65,15 @@ def test_another_error_of_a_transaction_says_nothing_of_locks(tmp_path):
 # -- the directory -----------------------------------------------------------------------------------------------
 
 
-def test_a_directory_waits_as_long_as_it_was_told_to(directory):
+@pytest.mark.parametrize("harm", ["removed", "damaged"])
+def test_a_directory_waits_as_long_as_it_was_told_to(directory, harm):
     """Give the time to its index too, also to one that begins anew."""
     assert wait_of(directory.index) == WAIT_SECONDS
-    os.unlink(directory.directory / INDEX_NAME)
+    if harm == "removed":
+        os.unlink(directory.directory / INDEX_NAME)
+    else:
+        (directory.directory / INDEX_NAME).write_text("not an index")
+        directory.index.damaged = True
     assert directory.reopen_if_lost()
     assert wait_of(directory.index) == WAIT_SECONDS
 
