@@ -92,7 +92,7 @@ class Rig:
             self.blob,
             version,
             source,
-            Backing(self.store, self.stats, nursery),  # type: ignore[arg-type]
+            Backing(self.store, self.stats, nursery, options.pop("shared", None)),  # type: ignore[arg-type]
             self,
             options.pop("kept", None),
         )

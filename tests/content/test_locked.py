@@ -1,6 +1,8 @@
 """Test what other processes have locked: no lock is waited for twice in a row, and errors name it."""
 
 import os
+import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -10,9 +12,10 @@ import pytest
 import trio
 
 from tests.content.test_claims import stopped_holder
-from tests.support.content_fakes import descriptors
+from tests.support.content_fakes import FakeSource, descriptors, read_all, version
 from xnatfs.common.errors import CacheLocked
 from xnatfs.common.locks import lock
+from xnatfs.content import open_cache
 from xnatfs.content.disk import directory as directory_module
 from xnatfs.content.disk.claims import CLAIM_POLL_SECONDS, LOOKS_PER_HOLDER_CHECK, Claims
 from xnatfs.content.disk.directory import INDEX_NAME, CacheDirectory, open_directory
@@ -42,14 +45,14 @@ def test_the_write_lock_is_not_waited_for_twice_in_a_row(tmp_path):
     """Wait again once it was acquired."""
     path = tmp_path / "index.sqlite"
     with closing(open_index(path, WAIT_SECONDS)) as index, closing(open_index(path, WAIT_SECONDS)) as other:
-        assert wait_of(index) == WAIT_SECONDS
-        with other.transaction():
-            for _ in range(2):
-                with pytest.raises(sqlite3.OperationalError, match="locked"), index.transaction():
-                    pass
-                assert wait_of(index) == 0
-        with index.transaction():
-            assert wait_of(index) == WAIT_SECONDS
+        for _ in range(2):
+            with index.transaction():
+                assert wait_of(index) == WAIT_SECONDS
+            with other.transaction():
+                for _ in range(2):
+                    with pytest.raises(sqlite3.OperationalError, match="locked"), index.transaction():
+                        pass
+                    assert wait_of(index) == 0
 
 
 def test_another_error_of_a_transaction_says_nothing_of_locks(tmp_path):
@@ -62,10 +65,15 @@ def test_another_error_of_a_transaction_says_nothing_of_locks(tmp_path):
 # -- the directory -----------------------------------------------------------------------------------------------
 
 
-def test_a_directory_waits_as_long_as_it_was_told_to(directory):
+@pytest.mark.parametrize("harm", ["removed", "damaged"])
+def test_a_directory_waits_as_long_as_it_was_told_to(directory, harm):
     """Give the time to its index too, also to one that begins anew."""
     assert wait_of(directory.index) == WAIT_SECONDS
-    os.unlink(directory.directory / INDEX_NAME)
+    if harm == "removed":
+        os.unlink(directory.directory / INDEX_NAME)
+    else:
+        (directory.directory / INDEX_NAME).write_text("not an index")
+        directory.index.damaged = True
     assert directory.reopen_if_lost()
     assert wait_of(directory.index) == WAIT_SECONDS
 
@@ -104,22 +112,38 @@ def test_a_locked_directory_says_so(tmp_path, monkeypatch):
             open_directory(tmp_path, 100, 0.0)
 
 
-def test_a_directory_that_is_locked_is_replaced(tmp_path, caplog):
-    """Wait in the other one for as long, and remove it at the end."""
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_directory_that_is_locked_is_replaced(tmp_path, caplog, is_gone):
+    """Wait in the other one for as long, and remove it at the end, unless another program has."""
     with ExitStack() as temporary, opened(tmp_path) as fd:
         assert lock(fd)
         made = open_or_replace(tmp_path, 100, WAIT_SECONDS, temporary)
-        assert made.directory != tmp_path
+        assert made.directory.name.startswith("xnatfs-")
         assert wait_of(made.index) == WAIT_SECONDS
-        assert f"cache directory {tmp_path}: locked by process {os.getpid()} " in caplog.text
+        (record,) = caplog.records
+        assert re.fullmatch(
+            rf"cache directory {tmp_path}: locked by process {os.getpid()} .*"
+            "; until the end of this process its files are kept elsewhere, for it alone",
+            record.getMessage(),
+        )
         made.close()
+        if is_gone:
+            shutil.rmtree(made.directory)
     assert not made.directory.exists()
+
+
+async def test_a_cache_in_place_of_a_locked_one_works(tmp_path):
+    with opened(tmp_path) as fd:
+        assert lock(fd)
+        async with open_cache(tmp_path, 10**9, wait=0.0) as cache:
+            assert await read_all(cache, version(b"data"), FakeSource(b"data")) == b"data"
+    assert sorted(os.listdir(tmp_path)) == ["blobs", "partial"]
 
 
 def test_an_opened_directory_holds_its_index_only(tmp_path):
     """Close the download that was made to see whether one can be."""
     made = open_directory(tmp_path, 100)
-    held = {os.readlink(f"/proc/self/fd/{each}") for each in descriptors() if os.path.lexists(f"/proc/self/fd/{each}")}
+    held = {os.readlink(each) for each in Path("/proc/self/fd").iterdir() if os.path.lexists(each)}
     inside = {Path(each).name.removesuffix(" (deleted)") for each in held if each.startswith(str(tmp_path))}
     assert {name.partition("-")[0] for name in inside} == {INDEX_NAME}
     assert (tmp_path / "partial").is_dir()

@@ -263,7 +263,7 @@ async def test_leftovers_are_searched_for_once_an_hour(shared, mock_clock):
 
 async def test_the_age_of_a_leftover_is_its_own_and_one_that_stays_hides_no_other(shared, monkeypatch, caplog):
     """Take a link by its own time, and a directory for one that cannot be removed."""
-    now = time.time()
+    now = float(int(time.time()))
     monkeypatch.setattr(time, "time", lambda: now)
     (shared / "new").touch()
     (shared / "link.claim").symlink_to("new")
@@ -276,6 +276,7 @@ async def test_the_age_of_a_leftover_is_its_own_and_one_that_stays_hides_no_othe
     assert sorted(os.listdir(shared)) == ["directory.claim", "new", "young.claim"]
     async with SharedStore(shared).turn("young", lambda: _yes()) as waited:
         assert waited  # a claim of exactly that age, too
+    assert (shared / "young.claim").exists()
     assert caplog.records == []
 
 

@@ -92,7 +92,7 @@ class Fill:
         self._backing = backing
         self._owner = owner
         self._older = older
-        self._refusal: CacheError | None = None  # the last error of a write
+        self._refusal: CacheError  # the error of a write that led to REFUSED
         blob.filler = self
 
     @property
@@ -166,28 +166,32 @@ class Fill:
         self._backing.nursery.start_soon(self._run, download)
 
     async def _run(self, download: RangeDownload) -> None:
-        was_read_on = True
+        paused = False
         async with AsyncExitStack() as turn:  # it ends when the file is stored
             try:
                 with download.scope:
-                    if await self._is_fetched_elsewhere(turn) or await self._is_shared(turn):
-                        pass
-                    elif self._older is None or not await self._renew(*self._older, download.source):
-                        was_read_on = await self._receiver.receive(download)
+                    if not await self._get_copy(turn, download.source):
+                        paused = not await self._receiver.receive(download)
             except Exception as exc:
                 self._handle_error(_translated(self.version.key, exc))
             finally:
                 if download in self.planner.downloads:
                     self.planner.downloads.remove(download)
-            await self._settle(paused=not was_read_on)
+            await self._settle(paused=paused)
 
-    async def _is_fetched_elsewhere(self, turn: AsyncExitStack) -> bool:
+    async def _get_copy(self, turn: AsyncExitStack, source: Source) -> bool:
+        """Use a copy of the file that is there or about to be; return False if it is to be downloaded."""
+        if await self._adopt_from_other_process(turn) or await self._copy_from_shared_store(turn):
+            return True
+        return self._older is not None and await self._renew(*self._older, source)
+
+    async def _adopt_from_other_process(self, turn: AsyncExitStack) -> bool:
         """Let another process that fetches this file finish, and use its copy; else claim the file for this process.
 
         Only of a small file, which no reader receives before it is complete, and that its digest identifies.
         """
         size = self.version.size
-        if size is None or not is_small(size) or not self.version.digest or self.blob.size >= 0:
+        if size is None or not is_small(size) or not self.version.digest or self.writer.partial is not None:
             return False
 
         def is_stored() -> bool:
@@ -200,7 +204,7 @@ class Fill:
         self.stored.set()
         return True
 
-    async def _is_shared(self, turn: AsyncExitStack) -> bool:
+    async def _copy_from_shared_store(self, turn: AsyncExitStack) -> bool:
         """Copy the file from the store that machines share, if that has it; else claim a small file among them."""
         shared, size = self._backing.shared, self.version.size
         if shared is None or size is None or not self.version.digest or self.writer.partial is not None:
@@ -226,7 +230,7 @@ class Fill:
         """Decide how to go on after a download has ended, for whatever reason."""
         blob = self.blob
         if not self.planner.downloads:
-            if self.state is State.REFUSED and self._refusal is not None:
+            if self.state is State.REFUSED:
                 await self._recover(self._refusal)
             if self.state is State.DOWNLOADING:
                 if blob.size >= 0 and blob.contiguous_end >= blob.size:

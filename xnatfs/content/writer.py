@@ -19,7 +19,7 @@ import trio
 from xnatfs.common.errors import BadReply, CacheError, CacheFull
 from xnatfs.content.blob import Blob, is_small
 from xnatfs.content.disk.directory import SPARE_BYTES
-from xnatfs.content.disk.files import copy_range, is_full, write_all
+from xnatfs.content.disk.files import copy_range, duplicated, is_full, write_all
 from xnatfs.content.disk.partial import Partial
 from xnatfs.content.disk.shared_store import SharedFile, SharedStore
 from xnatfs.content.disk.store import Store
@@ -61,13 +61,14 @@ class Writer:
 
     async def begin(self, size: int | None) -> None:
         """Create the file, once the first reply has stated its size, or None. Raises CacheError."""
+        wanted = size or 0
         try:
             self.partial = self.store.create()
         except OSError as exc:
             self.store.error(exc)
             if is_full(exc):
-                await self._evict(size or 0)  # for the next file
-            self.partial = self.store.create_elsewhere(size or 0)
+                await self._evict(wanted)  # for the next file
+            self.partial = self.store.create_elsewhere(wanted)
         self._blob.fd = self.partial.fd
 
     async def copy(self, shared: SharedStore, entry: SharedFile) -> bool:
@@ -75,7 +76,8 @@ class Writer:
         size, is_sound = self._version.size or 0, False
         try:
             await self.begin(size)
-            if self.partial is not None and not is_small(size):
+            assert self.partial is not None
+            if not is_small(size):
                 await self.store.reserve(self.partial, size)
             is_sound = await shared.copy(entry, self._version, self._blob.fd)
         except (OSError, CacheError) as exc:
@@ -196,19 +198,17 @@ class Writer:
 
     async def _follow(self, ended: trio.Event) -> None:
         """Hash what has arrived, and what arrives meanwhile. What fails here, `verify` repeats and reports."""
-        fd = -1
         try:
-            with contextlib.suppress(OSError):
-                fd, before = os.dup(self._blob.fd), -1  # the blob may be closed while the thread reads
-                # Where a round brings nothing, another program has cut the file short.
-                while (end := self._blob.contiguous_end) - self._hashed >= HASH_LAG_BYTES and self._hashed != before:
+            # The blob may be closed while the thread reads.
+            with contextlib.suppress(OSError), duplicated(self._blob.fd) as fd:
+                while (end := self._blob.contiguous_end) - self._hashed >= HASH_LAG_BYTES:
                     before = self._hashed
                     await trio.to_thread.run_sync(self._hash_file, fd, end)
+                    if self._hashed == before:
+                        return  # another program has cut the file short
         finally:
             self._following = None
             ended.set()
-            if fd >= 0:
-                os.close(fd)
 
     def _hash_file(self, fd: int, end: int) -> None:
         # One buffer for all pieces: each new one would have its pages mapped and given back.

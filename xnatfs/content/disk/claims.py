@@ -21,6 +21,8 @@ CLAIM_POLL_SECONDS = 0.02
 CLAIM_WAIT_SECONDS = 30.0
 # Looks at a claim between two at its holder, which costs a look at all locks of the machine.
 LOOKS_PER_HOLDER_CHECK = 25
+# In place of the descriptor of a claim that cannot be made.
+NO_CLAIM = -1
 
 
 class Claims:
@@ -52,18 +54,18 @@ class Claims:
         try:
             yield waited
         finally:
-            if claim is not None and claim >= 0:
+            if claim is not None and claim != NO_CLAIM:
                 with suppress(OSError):
                     os.unlink(path)
                 os.close(claim)
 
     def _take(self, path: Path) -> int | None:
-        """Return the descriptor that holds the claim, None if another process has it, -1 if it cannot be made."""
+        """Return the descriptor that holds the claim, None if another process has it, NO_CLAIM if it cannot be made."""
         while True:
             try:
                 claim = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
             except OSError:
-                return -1
+                return NO_CLAIM
             if not lock(claim):
                 os.close(claim)
                 return None

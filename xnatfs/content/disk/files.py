@@ -79,6 +79,16 @@ def opened(path: str | Path) -> Iterator[int]:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def duplicated(fd: int) -> Iterator[int]:
+    """Duplicate a descriptor, and close the duplicate at the end."""
+    copy = os.dup(fd)
+    try:
+        yield copy
+    finally:
+        os.close(copy)
+
+
 def is_full(exc: Exception) -> bool:
     """Return whether an error means that the disk has no room, or no inode, left."""
     if isinstance(exc, OSError):

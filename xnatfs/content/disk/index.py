@@ -229,7 +229,7 @@ class Index:
         if idents is None:
             return self._write.execute(unpin, (used, PINNED_USE)).rowcount
         rows = [(used, PINNED_USE, ident) for ident in idents]
-        return self._write.executemany(f"{unpin} AND ident = ?", rows).rowcount if rows else 0
+        return self._write.executemany(f"{unpin} AND ident = ?", rows).rowcount
 
     def usage(self) -> tuple[int, int, int]:
         """Return the numbers of blobs and of pinned ones, and the bytes of these. Reads every entry of an index."""

@@ -9,6 +9,7 @@ Invariants:
 import contextlib
 import errno
 import os
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Sequence
@@ -253,5 +254,6 @@ def open_or_replace(directory: Path, limit: int, wait: float, temporary: ExitSta
         return open_directory(directory, limit, wait)
     except CacheLocked as error:
         locks.log.warning("%s; until the end of this process its files are kept elsewhere, for it alone", error)
-        other = tempfile.TemporaryDirectory(prefix="xnatfs-", ignore_cleanup_errors=True)
-        return open_directory(Path(temporary.enter_context(other)), limit, wait)
+        other = tempfile.mkdtemp(prefix="xnatfs-")
+        temporary.callback(shutil.rmtree, other, ignore_errors=True)
+        return open_directory(Path(other), limit, wait)
