@@ -19,7 +19,7 @@ from tests.programs.test_bids import bids_demo
 from tests.support.commanding import OWNER, PASSWORD, shell
 from tests.support.demos import Demo, serving
 from tests.support.mounting import SCRIPTS, end, environment, mounting, run
-from xnatfs.common.private_files import write_private
+from xnatfs.common.files import write_private
 from xnatfs.rest.bids import parse_map
 
 DOCKER = """#!/bin/sh
