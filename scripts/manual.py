@@ -57,7 +57,7 @@ NOT_IN_FSTAB = {"foreground", "quiet", "o"}
 
 @dataclass(frozen=True)
 class Program:
-    """What the page of a program says."""
+    """Describe a program on its page."""
 
     name: str
     section: int
