@@ -205,7 +205,7 @@ async def test_a_claim_is_private_and_leaves_no_descriptor(tmp_path):
 
 
 async def test_a_claim_that_its_holder_removes_meanwhile_is_made_again(tmp_path, monkeypatch):
-    """Take the file that other processes find: a lock on a removed one keeps nobody out."""
+    """Take the file that other processes find: a lock on a removed one excludes no process."""
     tried: list[int] = []
 
     def late(fd: int) -> bool:

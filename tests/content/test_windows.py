@@ -110,7 +110,7 @@ async def test_a_reader_that_stops_is_not_sent_much_more_than_it_has_read(tmp_pa
 
 
 async def test_a_line_twice_as_fast_as_the_reader_takes_few_steps(tmp_path, autojump_clock, monkeypatch):
-    """Each one costs a message to the process that writes: what may come is not asked for in crumbs."""
+    """Each step costs a message to the process that writes, so none is for a few bytes."""
     monkeypatch.setattr(planner_module, "MAX_STEP_BYTES", 32 * K)
     source = Counting(BIG, chunk=K // 8, pause=0.001)
     async with filling(tmp_path, source) as rig:

@@ -84,7 +84,7 @@ def wrong_arguments(node: Documented, text: str) -> tuple[list[str], list[str]] 
 
 
 def test_args_names_all_parameters_in_their_order():
-    found = [(place, wrong_arguments(node, text)) for place, node, text in docstrings("xnatfs")]
+    found = [(place, wrong_arguments(node, text)) for place, node, text in docstrings(*PACKAGES)]
     assert [each for each in found if each[1]] == []
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.fuse
 
 LOGIN = {"user": "demo-owner", "password": PASSWORDS["demo-owner"]}
 TIMEOUT = 1.0
-# What programs hear of a server that is silent, and of one that is gone.
+# The errno that programs get while a server is silent, and while it is gone.
 AWAY = {"freeze": errno.ETIMEDOUT, "stop": errno.EHOSTUNREACH}
 SCANS = Path("projects", "P", "S", "E", "scans")
 SMALL, BIG = SCANS / "1" / "DICOM", SCANS / "2" / "RAW" / "big.bin"

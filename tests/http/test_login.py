@@ -579,7 +579,7 @@ async def test_the_password_goes_to_the_server_as_it_is():
 
 @pytest.mark.parametrize(("form", "second"), [(401, "form"), (404, "basic"), (405, "basic")])
 async def test_a_wrong_password_with_a_colon_costs_one_refusal_a_try_from_the_second_on(autojump_clock, form, second):
-    """Servers lock accounts after so many refusals; a server that has no form is not asked for it in vain by it."""
+    """Servers lock accounts after so many refusals. Without a login form, each try is refused once, by Basic."""
     asked = []
 
     def answer(request: httpx.Request) -> httpx.Response:

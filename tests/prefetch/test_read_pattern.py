@@ -1,4 +1,4 @@
-"""Test which resource comes next, and how much may come that nobody has opened."""
+"""Test which resource comes next, and how many unopened bytes may come."""
 
 from itertools import pairwise
 

@@ -81,7 +81,7 @@ class Tar(httpx.AsyncByteStream):
 
 
 def listed(count: int = COUNT) -> list[int]:
-    """Return the numbers of the files in the order of the catalogue and of the archive: nobody's reading order."""
+    """Return the numbers of the files in the order of the catalogue and of the archive, in which no program reads."""
     numbers = list(range(count))
     random.Random(count).shuffle(numbers)
     return numbers

@@ -646,6 +646,8 @@ def tell(
     """Play a story in a new world.
 
     Args:
+        directory: The cache directory.
+        steps: The names of the steps, each with its arguments.
         crowded: Whether the cache holds only a part of all there is.
         digests: Whether the server computes digests.
         odd: Whether there are also files whose names some route takes for others.

@@ -1,4 +1,4 @@
-"""Test that a mount shows what the server has now, when it is told to: on a real mount, with a TTL of an hour."""
+"""Test that a mount shows what the server has now after a refresh: on a real mount, with a TTL of an hour."""
 
 import os
 import subprocess

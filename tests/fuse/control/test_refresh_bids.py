@@ -1,4 +1,4 @@
-"""Test that bids/ of a mount shows what the server has now, when it is told to."""
+"""Test that bids/ of a mount shows what the server has now after a refresh."""
 
 import json
 from collections.abc import Iterator
