@@ -182,7 +182,7 @@ class ContentCache:
         Args:
             version: The version of the file.
             data: All of its bytes.
-            checked: When the server was asked for them, by `clock`; None for now.
+            checked: When they were requested, by `clock`; None for now.
         """
         ident = identity(version)
         if self._files.is_closed or version.folder in self._dropped or self._joinable(ident, version) is not None:
