@@ -42,7 +42,7 @@ VALUES = {
     "url": "https://xnat.example.org", "profile": "p", "credentials": "/f", "ca_bundle": "/f", "uid": "1", "gid": "1",
     "umask": "022",
     "cache_dir": "/d", "cache_size": "1G", "shared_cache": "/s", "ttl": "60", "timeout": "60", "revalidate": "60",
-    "log_level": "info", "log_file": "/f", "user": "jdoe", "comment": "a", "uhelper": "udisks2", "helper": "x",
+    "log_level": "debug", "log_file": "/f", "user": "jdoe", "comment": "a", "uhelper": "udisks2", "helper": "x",
     "view": "projects:archive", "projects": "A:B", "scan_types": "T1*", "quality": "usable", "resources": "DICOM",
     "hide": "SNAPSHOTS:secondary", "bids_map": "/f", "bids_quality": "any", "bids_options": "dates:ses=suffix",
     "context": "system_u:object_r:fusefs_t:s0",
@@ -69,7 +69,14 @@ def test_the_document_has_every_option_and_no_other():
 
 @pytest.mark.parametrize("name", sorted(TAKEN))
 def test_what_is_taken_is_taken(name):
-    parsed(f"{name}={VALUES[name]}" if name in VALUES else name)
+    text = f"{name}={VALUES[name]}" if name in VALUES else name
+    default, _ = parsed()
+    arguments, handed = parsed(text)
+    changed = {flag for flag, value in vars(arguments).items() if value != getattr(default, flag)}
+    of_kernel = name in ("exec", "noexec") or (name in SELINUX_OPTIONS and options.SELINUX_ROOT.exists())
+    assert handed == ({text} if of_kernel else set())
+    no_flag = of_kernel or name in IGNORED_OPTIONS | SELINUX_OPTIONS
+    assert changed - {"options", "kernel_options"} == (set() if no_flag else {name})
 
 
 @pytest.mark.parametrize("name", sorted({*NOT_TAKEN, "nonsense", "report_fd", "foreground"}))

@@ -22,7 +22,18 @@ import pytest
 
 from tests.support.demos import Demo, serving
 from tests.support.failing import OWN_MOUNTS
-from tests.support.mounting import SCRIPTS, WALK, Mount, daemons, end, environment, mounted_file_system, mounting, run
+from tests.support.mounting import (
+    LIMIT,
+    SCRIPTS,
+    WALK,
+    Mount,
+    daemons,
+    end,
+    environment,
+    mounted_file_system,
+    mounting,
+    run,
+)
 from xnatfs.content.blob import SMALL_FILE_BYTES as SMALL
 from xnatfs.demo.archive.model import Archive
 from xnatfs.fuse.mount import READ_AHEAD_KB
@@ -382,7 +393,7 @@ count()
 
 def wait_for(condition: Callable[[], bool]) -> bool:
     """Return whether the condition becomes true within a generous while."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + LIMIT
     while time.monotonic() < deadline:
         if condition():
             return True

@@ -12,13 +12,12 @@ import pytest
 
 from tests.support.changing import images
 from tests.support.commanding import OWNER, PASSWORD, Shell, shell
-from tests.support.mounting import Mount, mounting, run
+from tests.support.mounting import LIMIT, Mount, mounting, run
 
 pytestmark = pytest.mark.fuse
 
 # What a read may raise of a session that is being archived.
 MOVED = {errno.ENOENT, errno.EBUSY, errno.ESTALE}
-SECONDS = 60.0  # far beyond what any state takes to be seen
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +35,12 @@ def mount(scanner: Shell, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def post(scanner: Shell, path: str, **query: str) -> httpx.Response:
-    with httpx.Client(base_url=scanner.url, auth=("root", PASSWORD), timeout=SECONDS) as http:
+    with httpx.Client(base_url=scanner.url, auth=("root", PASSWORD), timeout=LIMIT) as http:
         return http.post(path, params=query)
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.1)

@@ -15,7 +15,7 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from tests.support.demos import USER, Demo, serving
+from tests.support.demos import USER
 from tests.support.kernel import Kernel, answered
 from tests.support.model import BIG_SIZE, PASSWORD, Model
 from tests.support.model import USER as ACCOUNT
@@ -294,12 +294,6 @@ async def test_the_cache_drops_what_is_on_its_way_to_the_disk(tmp_path):
 
 
 # -- with the kernel -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def demo() -> Iterator[Demo]:
-    with serving() as served:
-        yield served
 
 
 @pytest.mark.fuse

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.demos import Demo, serving
 from tests.support.failing import AS_STRANGER, OPEN_FUSE, OWN_MOUNTS, STRANGER, XNATFS, Desk, desk
-from tests.support.mounting import Mount, daemons, environment, mounting, run
+from tests.support.mounting import LIMIT, Mount, daemons, environment, mounting, run
 from xnatfs.demo.fixtures.lab import DemoArchive
 
 pytestmark = pytest.mark.fuse
@@ -141,7 +141,7 @@ def test_every_entry_that_was_listed_is_forgotten_again(demo, tmp_path):
                 python(GETDENTS, mount.path / path, size, 0)
         python(SEEKDIR, mount.path / DICOM)
         assert inodes(mount) > 10
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT
         while inodes(mount) > 1 and time.monotonic() < deadline:
             Path("/proc/sys/vm/drop_caches").write_text("2")
         assert inodes(mount) == 1

@@ -187,30 +187,37 @@ def stopped(fresh: Shell, signal_number: int, after: int) -> int:
     return process.returncode
 
 
-def dripping(shell: Shell) -> None:
-    """Send tars slowly: 200 files of 2 KB take about four seconds."""
+def held_halfway(shell: Shell) -> threading.Event:
+    """Send one half of each large tar, and the other one when the event is set."""
+    go_on = threading.Event()
 
-    def drip(request: Request) -> Reply | None:
+    def hold(request: Request) -> Reply | None:
         if request.query.get("format") != "tar":
             return None
         reply, _ = shell.app._answer(request)
 
         def pieces() -> Iterator[bytes]:
             whole = b"".join(reply.pieces())
-            for start in range(0, len(whole), 2560):
-                yield whole[start : start + 2560]
-                time.sleep(0.02)
+            half = len(whole) // 2
+            yield whole[:half]
+            if len(whole) > 100_000:
+                go_on.wait(LIMIT)
+            yield whole[half:]
 
         return replace(reply, body=pieces())
 
-    shell.app.faults.append(drip)
+    shell.app.faults.append(hold)
+    return go_on
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_an_interrupted_download_is_taken_up_where_it_was(fresh, number, status):
-    many(fresh, 200)
-    dripping(fresh)
-    assert stopped(fresh, number, 20) == status
+    many(fresh, 200, 20_000)  # more than one batch in each half of the tar
+    go_on = held_halfway(fresh)
+    try:
+        assert stopped(fresh, number, 20) == status
+    finally:
+        go_on.set()
     there = files(fresh.home / "data" / SESSION)
     named = {name: data for name, data in there.items() if not name.endswith(".part")}
     assert named.items() <= truth(fresh).items(), "whatever has its name is whole"
