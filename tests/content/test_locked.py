@@ -65,6 +65,12 @@ def test_another_error_of_a_transaction_says_nothing_of_locks(tmp_path):
 # -- the directory -----------------------------------------------------------------------------------------------
 
 
+def test_an_index_in_place_of_a_damaged_one_waits_as_long(tmp_path):
+    (tmp_path / INDEX_NAME).write_text("not an index")
+    with closing(open_index(tmp_path / INDEX_NAME, WAIT_SECONDS)) as index:
+        assert wait_of(index) == WAIT_SECONDS
+
+
 @pytest.mark.parametrize("harm", ["removed", "damaged"])
 def test_a_directory_waits_as_long_as_it_was_told_to(directory, harm):
     """Give the time to its index too, also to one that begins anew."""

@@ -169,6 +169,20 @@ async def test_one_thread_at_a_time_hashes_a_file(store, nursery):
     os.close(blob.fd)
 
 
+async def test_the_thread_hashes_nothing_behind_a_gap(store, nursery):
+    blob, writer, _ = await begun(store, nursery, len(DATA), md5(DATA))
+    end = LAG + PIECE // 2
+    await writer.put(3 * LAG, DATA[3 * LAG :])
+    await writer.put(0, DATA[:end])
+    following = writer._following
+    assert following is not None
+    await following.wait()
+    assert writer._hashed == end
+    await writer.put(end, DATA[end : 3 * LAG])
+    await writer.verify()
+    os.close(blob.fd)
+
+
 async def test_of_a_file_that_was_cut_short_the_thread_ends(store, nursery):
     blob, writer, _ = await begun(store, nursery, len(DATA), md5(DATA))
     blob.present.add(0, len(DATA))
