@@ -120,7 +120,7 @@ class Site:
         self._nursery = nursery
         self.walks = Walks(xnat, self.listings, ttl, nursery)
         self.offline = False  # whether stored listings are served while the server is unreachable
-        self.access = Access(content.drop, store, self.listings, nursery)
+        self.listings.observer = self.access = Access(content, store, self.listings, nursery)
 
     def stay(self, offline: bool = False, *, persists: bool = True) -> None:
         """Start background expiry and listing persistence, for long-lived processes.
