@@ -44,7 +44,7 @@ from xnatfs.listings.revocation import Access
 from xnatfs.listings.server_listings import ServerListings
 from xnatfs.listings.ttl_cache import Listing, MetadataCache
 from xnatfs.prefetch.series_files import SeriesPrefetch, open_series_prefetch
-from xnatfs.prefetch.session_listings import SessionListings, Walks
+from xnatfs.prefetch.session_listings import Walks
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Item, Project, Resource, Scan, Subject
 from xnatfs.settings.config import Config, server_directory
@@ -124,9 +124,9 @@ class Site:
         self.listings = ServerListings(xnat, store, ttl, nursery)
         self.metadata = self.listings.cache
         self._nursery = nursery
-        self.walks = Walks(lambda project: SessionListings(project, xnat, self.metadata, ttl, self._begin, nursery))
+        self.walks = Walks(xnat, self.listings, ttl, nursery)
         self.offline = False  # whether stored listings are served while the server is unreachable
-        self.access = Access(content.drop, store, self.listings, nursery)
+        self.listings.observer = self.access = Access(content, store, self.listings, nursery)
 
     def stay(self, offline: bool = False, *, persists: bool = True) -> None:
         """Start background expiry and listing persistence, for long-lived processes.
@@ -246,10 +246,6 @@ class Site:
     async def look_into_subject(self, project: str, subject: str) -> None:
         """Prefetch for a subject whose resources a client lists."""
         await self.walks.of(project).enter_subject(subject)
-
-    def _begin(self, keys: Sequence[ListKey]) -> None:
-        for key in keys:
-            self.listings.begin(key)
 
     # -- what files have taught ----------------------------------------------------------------------------------
 

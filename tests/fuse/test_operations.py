@@ -368,10 +368,10 @@ class FileInMemory(File):
         self.blob.hold(content)
 
     def permit(self) -> Permit:
-        async def shown() -> float:
-            return math.inf
+        return self.site.access.permit("7", self, math.inf)
 
-        return self.site.access.permit("7", shown, math.inf)
+    async def confirm_shown(self) -> float:
+        return math.inf
 
     async def open(self) -> Blob:
         self.blob.users += 1

@@ -336,8 +336,6 @@ def test_a_mount_forgets_a_project_with_its_pages(demo, tmp_path):
 class Recorded:
     """The store and the listings of an account, as `Access` uses them; an answer takes as long as a test wants."""
 
-    on_listed = on_refused = None
-
     def __init__(self) -> None:
         self.answer = trio.Event()
         self.ids_now: list[str] = []
@@ -365,7 +363,7 @@ class Recorded:
 async def recorded() -> AsyncIterator[tuple[Recorded, Access]]:
     made = Recorded()
     async with trio.open_nursery() as nursery:
-        yield made, Access(made.drop, made, made, nursery)  # type: ignore[arg-type]
+        yield made, Access(made, made, made, nursery)  # type: ignore[arg-type]
 
 
 E1 = ("experiments", "E1")

@@ -13,6 +13,7 @@ Invariants:
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import trio
@@ -42,7 +43,22 @@ CHECK_SECONDS = 2.0
 # Seconds until the next check after an answer that decides nothing; with a TTL of 0 also after one that does.
 RECHECK_SECONDS = 5.0
 
-Shown = Callable[[], Awaitable[float]]
+
+class ShownItem(Protocol):
+    """An item whose files may be read while a listing shows it."""
+
+    async def confirm_shown(self) -> float:
+        """Fetch the listing that shows the item, and return when it expires.
+
+        Raises NotFound or Denied where the item is no longer shown.
+        """
+
+
+class CachedFiles(Protocol):
+    """The cache of files, by the numbers of their resources."""
+
+    async def drop(self, resources: Collection[str], /) -> None:
+        """Remove the files of these resources."""
 
 
 class Permit:
@@ -50,16 +66,16 @@ class Permit:
 
     Args:
         access: The access of the account.
-        shown: Fetch the listing that shows the resource, and return when it expires.
+        item: What shows the files.
         until: When the permission expires, on the clock of `common/clock.py`.
     """
 
-    __slots__ = ("__weakref__", "_access", "_answered", "_asked_at", "_next", "_refusal", "_shown", "until")
+    __slots__ = ("__weakref__", "_access", "_answered", "_asked_at", "_item", "_next", "_refusal", "until")
 
-    def __init__(self, access: "Access", shown: Shown, until: float) -> None:
+    def __init__(self, access: "Access", item: ShownItem, until: float) -> None:
         self.until = until  # compared at each read; after this moment the permit is renewed
         self._access = access
-        self._shown = shown
+        self._item = item
         self._refusal: XnatError | None = None
         self._answered: trio.Event | None = None  # set when the check that is under way ends; None without one
         self._asked_at = -float("inf")
@@ -105,32 +121,27 @@ class Permit:
 
     async def _look(self) -> float:
         try:
-            return await self._shown()
+            return await self._item.confirm_shown()
         except (NotFound, Denied):  # perhaps for a guest, of an expired session: then the next request logs in
             await self._access.listings.has_session()
-        return await self._shown()
+        return await self._item.confirm_shown()
 
 
 class Access:
     """The access of one account to the items on one server from which it has read.
 
     Args:
-        drop: Remove the cached files of these resources.
+        files: The cache of files.
         store: The store of what was read.
         listings: The listings of the server.
         nursery: The nursery of the background checks.
     """
 
     def __init__(
-        self,
-        drop: Callable[[Collection[str]], Awaitable[None]],
-        store: ListingStore,
-        listings: ServerListings,
-        nursery: trio.Nursery,
+        self, files: CachedFiles, store: ListingStore, listings: ServerListings, nursery: trio.Nursery
     ) -> None:
         self.listings = listings
-        listings.on_listed, listings.on_refused = self.on_listed, self.on_refused
-        self._drop = drop
+        self._files = files
         self._store = store
         self._nursery = nursery
         self._permits: WeakValueDictionary[object, Permit] = WeakValueDictionary()
@@ -142,18 +153,17 @@ class Access:
         what = "what the account may read is not known"
         self._nursery.start_soon(unattended, what, logging.INFO, work, *arguments)
 
-    def permit(self, key: object, shown: Shown, until: float) -> Permit:
+    def permit(self, key: object, item: ShownItem, until: float) -> Permit:
         """Return the permit for the files of a resource.
 
         Args:
             key: The key of the resource; its open files share one permit.
-            shown: Fetch the listing that shows the resource, and return when it expires. It raises NotFound or Denied
-                where the resource is no longer shown.
+            item: What shows the resource.
             until: When the current listing expires.
         """
         permit = self._permits.get(key)
         if permit is None or permit.refused:
-            permit = self._permits[key] = Permit(self, shown, until)
+            permit = self._permits[key] = Permit(self, item, until)
         permit.until = max(permit.until, until)
         return permit
 
@@ -211,7 +221,7 @@ class Access:
         if sure:
             # Also what was read meanwhile, while the previous listing was served.
             gone = [*(lost[place] for place in sure), *(self._read.pop(place, "") for place in sure)]
-            await self._drop({number for resources in gone for number in resources.split()})
+            await self._files.drop({number for resources in gone for number in resources.split()})
         for place in sure:
             self._store.note_read(place, self._read.get(place, ""))
             log.info("dropped all cached files of %s: it is absent from %s", "/".join(place[1]), key)

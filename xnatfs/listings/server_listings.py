@@ -18,7 +18,7 @@ import math
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -77,6 +77,16 @@ STALE_RETRY_SECONDS = 5.0
 Request = tuple[Callable[[], Awaitable[Sequence[Any]]], Callable[[Any], Hashable], type]
 
 
+class ListingObserver(Protocol):
+    """Learn what the server lists to the account, and what it refuses."""
+
+    def on_listed(self, key: ListKey, ids: Iterable[str]) -> None:
+        """Take note of a complete list of the server, and of the IDs in it."""
+
+    def on_refused(self, key: ListKey) -> None:
+        """Take note of a list that the server refuses, or does not have."""
+
+
 class ServerListings:
     """The listings of one server.
 
@@ -89,9 +99,7 @@ class ServerListings:
 
     def __init__(self, xnat: Xnat, store: ListingStore, ttl: float, nursery: trio.Nursery) -> None:
         self.cache = MetadataCache()
-        # Called with each complete list of the server and the IDs in it, and with each list that it refuses.
-        self.on_listed: Callable[[ListKey, Iterable[str]], None] = lambda key, ids: None
-        self.on_refused: Callable[[ListKey], None] = lambda key: None
+        self.observer: ListingObserver | None = None
         self._xnat = xnat
         self._store = store
         self._ttl = ttl
@@ -189,7 +197,8 @@ class ServerListings:
             found = await (self._files.fetch(key) if isinstance(key, FilesKey) else self._fetch(key))
         except (NotFound, Denied):
             self.forget(key)
-            self.on_refused(key)
+            if self.observer is not None:
+                self.observer.on_refused(key)
             raise
         except (LoginRequired, Unreachable) as error:
             return await self._as_it_was(key, error)
@@ -214,7 +223,8 @@ class ServerListings:
         is_stored = self._offline if isinstance(key, FilesKey) else not isinstance(key, PrearchiveListKey)
         if self._persists and is_stored:
             self._store.put(key, () if found.broken else found.rows)  # the file cannot hold which groups are broken
-        self.on_listed(key, (row.id for row in found.rows))
+        if self.observer is not None:
+            self.observer.on_listed(key, (row.id for row in found.rows))
 
     async def _as_it_was(self, key: ListKey, error: LoginRequired | Unreachable) -> Listing[Any]:
         """Return the last listing, marked as stale, while the server is unreachable; else raise the error."""

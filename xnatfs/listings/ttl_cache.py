@@ -76,14 +76,14 @@ class _Refusal:
     """The answer that an item does not exist, or is refused to the account."""
 
     def __init__(self, error: XnatError) -> None:
-        self._kind, self._text = type(error), str(error)
+        self._error = fresh(error)
         self.expires = now() + REFUSAL_SECONDS
 
     def __len__(self) -> int:
         return 1
 
     def error(self) -> XnatError:
-        return self._kind(self._text)  # a new one each time: a raised exception collects tracebacks
+        return fresh(self._error)
 
 
 class _Turn:

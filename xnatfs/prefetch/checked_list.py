@@ -6,6 +6,7 @@ something. A list that disagrees or does not answer is not used for a while.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
@@ -36,35 +37,31 @@ async def fetch_in_bulk(what: str, fetch: Callable[[], Awaitable[R]]) -> R | Non
     return None
 
 
-class CheckedList(Generic[R]):
+class CheckedList(ABC, Generic[R]):
     """A list of many items, with its rows by accession ID.
 
     Args:
         what: The name of the list in log lines.
         ttl: Seconds for which its rows are valid.
-        fetch: Fetch the rows of the given items at least, by accession ID.
-        fetch_single: Fetch the row of one item from the item itself.
         is_whole: True where `fetch` lists every item there is, and need not be repeated for others.
     """
 
-    def __init__(
-        self,
-        what: str,
-        ttl: float,
-        fetch: Callable[[Sequence[str]], Awaitable[Mapping[str, R]]],
-        fetch_single: Callable[[str], Awaitable[R]],
-        *,
-        is_whole: bool = False,
-    ) -> None:
+    def __init__(self, what: str, ttl: float, *, is_whole: bool = False) -> None:
         self.fetched = -float("inf")  # when the request for the rows was sent
         self._what = what
         self._valid = ttl / 2 if is_whole else 0.0  # seconds for which rows are returned again
-        self._fetch = fetch
-        self._fetch_single = fetch_single
         self._rows: Mapping[str, R] = {}
         self._untrusted_until = -float("inf")
         self._is_proven = False
         self._lock = trio.Lock()
+
+    @abstractmethod
+    async def fetch(self, wanted: Sequence[str]) -> Mapping[str, R]:
+        """Fetch the rows of the given items at least, by accession ID."""
+
+    @abstractmethod
+    async def fetch_single(self, accession: str) -> R:
+        """Fetch the row of one item from the item itself."""
 
     async def rows(self, wanted: Sequence[str], known: Sequence[str] = ()) -> Mapping[str, R] | None:
         """Return the rows of the wanted items and perhaps of others; None where the list is not to be used.
@@ -76,7 +73,7 @@ class CheckedList(Generic[R]):
                 return None
             if now() >= self.fetched + self._valid:
                 started = now()
-                found = await fetch_in_bulk(self._what, lambda: self._fetch([*wanted, *known]))
+                found = await fetch_in_bulk(self._what, lambda: self.fetch([*wanted, *known]))
                 if found is None or not await self._agrees(found, [*known, *wanted[:1]]):
                     self.distrust()
                     return None
@@ -93,7 +90,7 @@ class CheckedList(Generic[R]):
             if each not in rows or self._is_proven:
                 continue
             try:
-                single = await self._fetch_single(each)
+                single = await self.fetch_single(each)
             except (NotFound, Denied, BadReply) as error:
                 log.debug("nothing to compare the list of %s with: %s", self._what, error)
                 continue

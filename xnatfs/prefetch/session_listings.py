@@ -19,14 +19,13 @@ a name that it lacks the item itself is requested (`Dir.child` in `tree/node.py`
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 from urllib.parse import quote
 
 import trio
 
 from xnatfs.common.clock import now
-from xnatfs.common.errors import BadReply, Denied, NotFound
 from xnatfs.common.tasks import aside, gather, unattended
 from xnatfs.listings.keys import (
     AssessorsKey,
@@ -38,14 +37,21 @@ from xnatfs.listings.keys import (
     SubjectsKey,
     experiment_keys,
 )
-from xnatfs.listings.ttl_cache import Expiring, Listing, MetadataCache, listing
-from xnatfs.prefetch.checked_list import CheckedList, fetch_in_bulk
+from xnatfs.listings.server_listings import ServerListings
+from xnatfs.listings.ttl_cache import Expiring, Listing, listing
+from xnatfs.prefetch.checked_list import fetch_in_bulk
 from xnatfs.prefetch.iteration import Iteration
+from xnatfs.prefetch.project_lists import (
+    AssessorsOfSessions,
+    LabelsOfSubjects,
+    OwnLists,
+    ProjectSessions,
+    ScansOfProject,
+)
 from xnatfs.prefetch.session_batch import SessionBatch
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.file_table import Catalogues
-from xnatfs.rest.lists import JoinedScans
-from xnatfs.rest.models import Assessor, Experiment
+from xnatfs.rest.models import Experiment
 
 log = logging.getLogger(__name__)
 
@@ -71,29 +77,20 @@ class SessionListings:
     Args:
         project: The ID of the project.
         xnat: The client of the server.
-        metadata: The cache that receives the listings.
+        listings: The listings of the server, to which prefetched ones are added.
         ttl: Seconds for which a listing is valid.
-        begin_singly: Begin single requests for listings of a session, in the background.
         nursery: Runs the batches that are requested ahead.
     """
 
-    def __init__(
-        self,
-        project: str,
-        xnat: Xnat,
-        metadata: MetadataCache,
-        ttl: float,
-        begin_singly: Callable[[Sequence[ListKey]], None],
-        nursery: trio.Nursery,
-    ) -> None:
+    def __init__(self, project: str, xnat: Xnat, listings: ServerListings, ttl: float, nursery: trio.Nursery) -> None:
         self._project = project
         self._xnat = xnat
-        self._metadata = metadata
+        self._listings = listings
+        self._metadata = listings.cache
         self._ttl = ttl
-        self._begin_singly = begin_singly
         self._nursery = nursery
         self._listed: tuple[object, object] = (None, None)  # the listings that the next two are made of
-        self._sessions: dict[str, Experiment] = {}  # in the order of the mount's listing
+        self._sessions = ProjectSessions()
         self._iteration, self._subject_iteration = Iteration(ttl), Iteration(ttl)
         self._looked_at: set[str] = set()  # sessions opened during this iteration
         self._begun: dict[str, float] = {}  # when the single requests for a session began
@@ -102,11 +99,10 @@ class SessionListings:
         self._middle = ""  # of the last batch: the next one is begun when the client opens it
         self._lists_several = False  # the server has listed the files of several sessions at once
         self._is_ended = False
-        self._scans = CheckedList("scans of a project", ttl, self._fetch_scans, self._fetch_own_scans, is_whole=True)
-        self._assessors = CheckedList("assessors of sessions", ttl, self._fetch_assessors, self._fetch_own_assessors)
-        self._labels = CheckedList(
-            "subjects' resources", ttl, self._fetch_labels, self._fetch_own_labels, is_whole=True
-        )
+        own = OwnLists(self._metadata, ttl)
+        self._scans = ScansOfProject(project, xnat, ttl, self._sessions, own)
+        self._assessors = AssessorsOfSessions(xnat, ttl, self._sessions, own)
+        self._labels = LabelsOfSubjects(project, xnat, ttl, own)
 
     def end(self) -> None:
         """Cache nothing more: what is on its way was requested before listings were dropped as outdated."""
@@ -132,14 +128,16 @@ class SessionListings:
         asked_at = now()
         if self._is_known(accession) or asked_at - self._begun.get(accession, -float("inf")) < self._ttl:
             return
-        if is_iterating and accession in self._sessions and (size := self._next_size(self._batch)):
+        if is_iterating and accession in self._sessions.rows and (size := self._next_size(self._batch)):
             await self._fetch_batch(self._choose(accession, size))
         if not self._is_known(accession):
             self._begun[accession] = asked_at
             unwanted: set[type[ListKey]] = set() if assessors else {AssessorsKey}
-            if not self._is_imaging(accession):
+            if not self._sessions.is_imaging(accession):
                 unwanted |= {ScansKey, AssessorsKey}
-            self._begin_singly([key for key in experiment_keys(accession) if type(key) not in unwanted])
+            for key in experiment_keys(accession):
+                if type(key) not in unwanted:
+                    self._listings.begin(key)
 
     async def enter_subject(self, accession: str) -> None:
         """Prefetch for a subject whose resources a client lists: an absence of resources is cached on return."""
@@ -157,7 +155,7 @@ class SessionListings:
         subjects = self._metadata.peek(SubjectsKey(self._project))
         before, self._listed = self._listed, (sessions, subjects)
         if isinstance(sessions, Listing) and sessions is not before[0]:
-            self._sessions = await aside(len(sessions), lambda: self._in_order(sessions.rows))
+            self._sessions.rows = await aside(len(sessions), lambda: self._in_order(sessions.rows))
             self._begun = {each: begun for each, begun in self._begun.items() if now() - begun < self._ttl}
         if isinstance(subjects, Listing) and subjects is not before[1]:
             labels = {row.id: (row.label,) for row in subjects.rows}
@@ -170,10 +168,6 @@ class SessionListings:
 
     def _is_known(self, accession: str) -> bool:
         return all(self._metadata.peek(key) is not None for key in experiment_keys(accession))
-
-    def _is_imaging(self, accession: str) -> bool:
-        row = self._sessions.get(accession)
-        return row is None or row.is_imaging
 
     # -- batches -------------------------------------------------------------------------------------------------
 
@@ -188,7 +182,7 @@ class SessionListings:
 
     def _choose(self, accession: str, size: int) -> list[str]:
         """Choose this session and the next ones without listings; where there are no more, those before it."""
-        order = list(self._sessions)
+        order = list(self._sessions.rows)
         at = order.index(accession)
         chosen: list[str] = []
         room = MAX_ID_CHARACTERS
@@ -202,8 +196,8 @@ class SessionListings:
 
     async def _fetch_ahead(self, accession: str) -> None:
         """Fetch the batch after the one of which the client opens the middle, so that it need not wait for it."""
-        order, size = list(self._sessions), self._next_size(max(1, self._batch // 2))
-        following = order[order.index(accession) + 1 :] if accession in self._sessions else []
+        order, size = list(self._sessions.rows), self._next_size(max(1, self._batch // 2))
+        following = order[order.index(accession) + 1 :] if accession in self._sessions.rows else []
         unknown = (each for each in following if each not in self._under_way and not self._is_known(each))
         if size and (first := next(unknown, "")):
             await self._fetch_batch(self._choose(first, size))
@@ -226,7 +220,7 @@ class SessionListings:
     async def _fetch_lists(self, chosen: Sequence[str]) -> None:
         """Request all listings of these sessions, and cache those that are confirmed."""
         started, alone = now(), _given(self._iteration.alone)
-        imaging = [each for each in chosen if self._is_imaging(each)]
+        imaging = [each for each in chosen if self._sessions.is_imaging(each)]
         what, is_batch = f"files of {len(chosen)} sessions", len(chosen) > 1
         scans, assessors, files, resources = await gather(
             lambda: self._scans.rows(chosen, alone),
@@ -235,10 +229,10 @@ class SessionListings:
             (lambda: fetch_in_bulk(what, lambda: self._xnat.resources_of_many(chosen))) if is_batch else None,
         )
         for each in chosen:
-            if scans is not None and (each in scans or not self._is_imaging(each)):
+            if scans is not None and (each in scans or not self._sessions.is_imaging(each)):
                 rows = list(scans[each].scans.values()) if each in scans else []
                 self._give(ScansKey(each), self._pieced(rows, lambda scan: scan.id, self._scans.fetched))
-            if assessors is not None and each in assessors or not self._is_imaging(each):
+            if assessors is not None and each in assessors or not self._sessions.is_imaging(each):
                 rows = list(assessors[each]) if assessors and each in assessors else []
                 self._give(AssessorsKey(each), self._pieced(rows, lambda row: row.id, started))
         if files is not None and resources is not None:
@@ -283,66 +277,29 @@ class SessionListings:
     def _pieced(self, rows: Sequence[R], group: Callable[[R], Hashable], started: float) -> Listing[R]:
         return listing(rows, group, started, self._ttl, pieced=True)
 
-    async def _own(
-        self, key: ListKey, fetch: Callable[[], Awaitable[Sequence[R]]], group: Callable[[R], Hashable]
-    ) -> Sequence[R]:
-        """Return the rows of an item's own listing, from the cache or else from the server."""
-
-        async def fetch_listing() -> Listing[R]:
-            started = now()
-            return listing(await fetch(), group, started, self._ttl)
-
-        found = self._metadata.peek(key)
-        if not isinstance(found, Listing) or found.pieced:
-            found = await self._metadata.renew(key, fetch_listing, lambda old: isinstance(old, Listing) and old.pieced)
-        assert isinstance(found, Listing)
-        return found.rows
-
-    async def _fetch_scans(self, wanted: Sequence[str]) -> Mapping[str, JoinedScans]:
-        """Fetch the scans of the project's own sessions and, where there are several, of those shared into it."""
-        found = await self._xnat.scans_of_project(self._project)
-        absent = [row.id for row in self._sessions.values() if row.id not in found and row.is_imaging]
-        if len(absent) > 1:
-            try:
-                found |= await self._xnat.scans_of_project(self._project, shared=True)
-            except (NotFound, Denied, BadReply) as error:
-                log.info("scans of sessions that are shared into %s are requested singly: %s", self._project, error)
-        return found
-
-    async def _fetch_own_scans(self, accession: str) -> JoinedScans:
-        key = ScansKey(accession)
-        return JoinedScans.of(await self._own(key, lambda: self._xnat.scans(accession), lambda scan: scan.id))
-
-    async def _fetch_assessors(self, wanted: Sequence[str]) -> Mapping[str, tuple[Assessor, ...]]:
-        imaging = [each for each in dict.fromkeys(wanted) if self._is_imaging(each)]
-        found = await self._xnat.assessors_of_many(imaging)
-        return {each: tuple(sorted(rows, key=lambda row: row.id)) for each, rows in found.items()}
-
-    async def _fetch_own_assessors(self, accession: str) -> tuple[Assessor, ...]:
-        key = AssessorsKey(accession)
-        rows = await self._own(key, lambda: self._xnat.assessors(accession), lambda row: row.id)
-        return tuple(sorted(rows, key=lambda row: row.id))
-
-    async def _fetch_labels(self, wanted: Sequence[str]) -> Mapping[str, set[str]]:
-        return await self._xnat.subject_resource_labels(self._project)
-
-    async def _fetch_own_labels(self, accession: str) -> set[str]:
-        item = ("subjects", accession)
-        rows = await self._own(ResourcesKey(item, False), lambda: self._xnat.resources(item), lambda row: row.group)
-        return {row.label for row in rows}
-
 
 class Walks:
-    """The prefetch of the listings of each project."""
+    """The prefetch of the listings of each project.
 
-    def __init__(self, make: Callable[[str], SessionListings]) -> None:
-        self._make = make
+    Args:
+        xnat: The client of the server.
+        listings: The listings of the server.
+        ttl: Seconds for which a listing is valid.
+        nursery: Runs the batches that are requested ahead.
+    """
+
+    def __init__(self, xnat: Xnat, listings: ServerListings, ttl: float, nursery: trio.Nursery) -> None:
+        self._xnat = xnat
+        self._listings = listings
+        self._ttl = ttl
+        self._nursery = nursery
         self._found: dict[str, SessionListings] = {}
 
     def of(self, project: str) -> SessionListings:
         """Return the prefetch of one project."""
         if project not in self._found:
-            self._found[project] = self._make(project)
+            made = SessionListings(project, self._xnat, self._listings, self._ttl, self._nursery)
+            self._found[project] = made
         return self._found[project]
 
     def forget(self) -> None:

@@ -19,6 +19,7 @@ import trio
 
 from xnatfs.common.errors import BadReply, Conflict, LoginRequired, Unreachable, XnatError, first_error
 from xnatfs.common.tasks import background, in_parallel
+from xnatfs.prefetch.file_version import version
 from xnatfs.site import Site
 from xnatfs.transfer import manifest, single_files, tars
 from xnatfs.transfer.copying import Copying, DownloadReport, Missing, Progress
@@ -225,7 +226,7 @@ async def _by_cache(missing: Sequence[Missing]) -> tuple[list[Missing], list[Mis
     content = missing[0].wanted.file.site.content if missing else None
     if content is None or not content.bytes_used:
         return [], list(missing)
-    versions = {single_files.version_of(each.wanted): each for each in missing}
+    versions = {version(each.wanted.file.row): each for each in missing}
     kept = await content.find_cached(list(versions))
     return [versions[key] for key in kept], [each for key, each in versions.items() if key not in kept]
 

@@ -9,7 +9,7 @@ from contextlib import aclosing
 import trio
 
 from xnatfs.common.errors import BadReply, NotFound
-from xnatfs.content import Body, Source, Version
+from xnatfs.content import Body, Source
 from xnatfs.content.source import find_contradiction
 from xnatfs.prefetch.file_version import version
 from xnatfs.transfer.copying import Arrived, Copying, Missing
@@ -49,14 +49,14 @@ async def fetch_cached(missing: Missing, copying: Copying) -> None:
     with copying.failing(wanted):
         if not await _copy(missing, copying):
             log.warning("the cached copy of %s is damaged: it is fetched anew", wanted.place)
-            await wanted.file.site.content.upkeep.remove([version_of(wanted)])
+            await wanted.file.site.content.upkeep.remove([version(wanted.file.row)])
             await fetch(missing, copying)
 
 
 async def _copy(missing: Missing, copying: Copying) -> bool:
     """Copy a file from the content cache; return False if it has not the digest that the server states."""
     wanted = missing.wanted
-    blob = await wanted.file.site.content.open(version_of(wanted), _source(wanted))
+    blob = await wanted.file.site.content.open(version(wanted.file.row), _source(wanted))
     draft = None
     try:
         draft = await trio.to_thread.run_sync(Draft, copying.target(wanted))
@@ -83,11 +83,6 @@ async def fetch_md5(wanted: Wanted) -> tuple[str, str]:
     digest = hashlib.md5(usedforsecurity=False)
     stamp = await _receive(wanted, digest.update, lambda size: None)
     return digest.hexdigest(), stamp
-
-
-def version_of(wanted: Wanted) -> Version:
-    """Return the version by which the content cache knows a file."""
-    return version(wanted.file.row)
 
 
 def _source(wanted: Wanted) -> Source:
@@ -166,5 +161,5 @@ async def _write_by_process(body: Body, draft: Draft, advance: Callable[[int], o
 
 async def _confirm(wanted: Wanted, length: int, source: Source, *, framed: bool = False) -> None:
     """Raise BadReply if a length differs from the listed one, and the server does not confirm it."""
-    if found := await find_contradiction(version_of(wanted), length, source, framed=framed):
+    if found := await find_contradiction(version(wanted.file.row), length, source, framed=framed):
         raise BadReply(f"{found}, run the command again")

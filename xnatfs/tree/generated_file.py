@@ -134,9 +134,10 @@ class GeneratedFile(File):
 
     def permit(self) -> Permit:
         """Permit reads for as long as the file could be made anew, for which the server checks the account."""
-        return self.site.access.permit(GeneratedKey(self.path), self._make_again, self.rank[0])
+        return self.site.access.permit(GeneratedKey(self.path), self, self.rank[0])
 
-    async def _make_again(self) -> float:
+    async def confirm_shown(self) -> float:
+        """Make it anew, for which the server must permit what it is made of; return when that expires."""
         return (await self.site.metadata.get(GeneratedKey(self.path), self._make)).expires
 
     async def open(self) -> Blob:

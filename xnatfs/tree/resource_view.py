@@ -94,9 +94,9 @@ class ResourceView(Dir):
 
     def permit(self, until: float) -> Permit:
         """Return the permit to read its files, shown by a listing that is fresh until `until`."""
-        return self.site.access.permit((self.place.key, self.resource.id), self._shown, until)
+        return self.site.access.permit((self.place.key, self.resource.id), self, until)
 
-    async def _shown(self) -> float:
+    async def confirm_shown(self) -> float:
         """Return until when a listing shows the resource to the account. Raises NotFound, Denied."""
         place = self.place
         for certain in (False, True):

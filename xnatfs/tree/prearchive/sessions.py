@@ -264,9 +264,9 @@ class ReceivedResourceDir(ResourceDir):
 
     def permit(self, until: float) -> Permit:
         """Return the permit to read its files, shown by the session's place in the prearchive in whatever state."""
-        return self.site.access.permit((PrearchiveKey(), self.session.row.id), self._shown, until)
+        return self.site.access.permit((PrearchiveKey(), self.session.row.id), self, until)
 
-    async def _shown(self) -> float:
+    async def confirm_shown(self) -> float:
         return (await self.session.current())[1]
 
     async def all_xattrs(self) -> dict[str, str]:
