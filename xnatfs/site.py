@@ -44,7 +44,7 @@ from xnatfs.listings.revocation import Access
 from xnatfs.listings.server_listings import ServerListings
 from xnatfs.listings.ttl_cache import Listing, MetadataCache
 from xnatfs.prefetch.series_files import SeriesPrefetch, open_series_prefetch
-from xnatfs.prefetch.session_listings import Walks
+from xnatfs.prefetch.session_listings import ProjectPrefetches
 from xnatfs.rest.client import Xnat, open_xnat
 from xnatfs.rest.models import Accession, Assessor, Experiment, FileRow, Item, Project, Resource, Scan, Subject
 from xnatfs.settings.config import Config, server_directory
@@ -124,11 +124,11 @@ class Site:
         self.listings = ServerListings(xnat, store, ttl, nursery)
         self.metadata = self.listings.cache
         self._nursery = nursery
-        self.walks = Walks(xnat, self.listings, ttl, nursery)
+        self.prefetches = ProjectPrefetches(xnat, self.listings, ttl, nursery)
         self.offline = False  # whether stored listings are served while the server is unreachable
         self.listings.observer = self.access = Access(content, store, self.listings, nursery)
 
-    def stay(self, offline: bool = False, *, persists: bool = True) -> None:
+    def start_background_tasks(self, offline: bool = False, *, persists: bool = True) -> None:
         """Start background expiry and listing persistence, for long-lived processes.
 
         From now on stored listings are served while they are requested anew, and new listings are stored, if the
@@ -154,7 +154,7 @@ class Site:
     def outdate(self) -> None:
         """Discard the results of listing requests in flight, and all project-wide prefetch lists."""
         self.metadata.outdate()
-        self.walks.forget()
+        self.prefetches.forget()
 
     async def _tidy(self) -> None:
         while True:
@@ -183,7 +183,7 @@ class Site:
         """Return the experiments of a project, grouped by the subject's accession ID."""
         return await self.listings.get(ExperimentsKey(project))
 
-    async def people(self, project: str) -> tuple[Listing[Subject], Listing[Experiment]]:
+    async def list_subjects_and_experiments(self, project: str) -> tuple[Listing[Subject], Listing[Experiment]]:
         """Return the subjects and the experiments of a project, requested at the same time."""
         self.listings.begin(ExperimentsKey(project))
         return await self.subjects(project), await self.experiments(project)
@@ -223,14 +223,14 @@ class Site:
         times = [found.expires for key in keys if (found := self.listings.peek(key))]
         return min(times, default=expires) != expires
 
-    def stale(self, key: ListKey) -> float:
+    def get_stale_time(self, key: ListKey) -> float:
         """Return the time of a listing served while the server is unreachable (seconds since the epoch); 0 if fresh."""
-        return self.listings.stale_since(key)
+        return self.listings.get_stale_time(key)
 
     async def renew(self, keys: Collection[ListKey]) -> None:
         """Replace listings by the server's own of now, requested together. A failure leaves those that are cached."""
         await gather(*(partial(self.listings.confirm, key, math.inf) for key in keys))
-        if any(map(self.stale, keys)):
+        if any(map(self.get_stale_time, keys)):
             raise Unreachable(f"{self.xnat.url} does not answer: serving expired listings")
 
     # -- prefetching ---------------------------------------------------------------------------------------------
@@ -238,14 +238,14 @@ class Site:
     async def look_into(self, project: str, experiment: str, *, assessors: bool = True) -> None:
         """Begin the listings of a session together; for a client that iterates over sessions, those of a batch."""
         try:
-            await self.walks.of(project).enter_session(experiment, assessors=assessors)
+            await self.prefetches.get(project).enter_session(experiment, assessors=assessors)
         except Unreachable:
             if not self.offline:
                 raise  # else the stored listings are served
 
     async def look_into_subject(self, project: str, subject: str) -> None:
         """Prefetch for a subject whose resources a client lists."""
-        await self.walks.of(project).enter_subject(subject)
+        await self.prefetches.get(project).enter_subject(subject)
 
     # -- what files have taught ----------------------------------------------------------------------------------
 

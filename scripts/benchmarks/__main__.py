@@ -43,7 +43,7 @@ def main() -> int:
         report.save(rows)
         try:
             peers.plot(directory, report.FIGURES)
-        except rig.NotToBeHad as why:  # the page is written, and keeps the plots of the run before
+        except rig.MeasurementFailed as why:  # the page is written, and keeps the plots of the run before
             print(why, file=sys.stderr)
     return 0 if report.all_reached(rows) else 1
 

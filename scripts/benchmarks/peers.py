@@ -1,6 +1,6 @@
 """Run other programs for comparison: from Debian, or from PyPI in environments of their own.
 
-An unavailable program raises NotToBeHad, which becomes a note in the table and does not end the run.
+An unavailable program raises MeasurementFailed, which becomes a note in the table and does not end the run.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.benchmarks.rig import SCRIPTS, NotToBeHad, foreign, login, output
+from scripts.benchmarks.rig import SCRIPTS, MeasurementFailed, foreign, login, output
 from scripts.benchmarks.site import Server
 
 Mounting = contextlib.AbstractContextManager[Path]
@@ -81,7 +81,9 @@ def environment(directory: Path, name: str) -> Path:
         for command in ([sys.executable, "-m", "venv", place], [place / "bin" / "pip", "install", "-q", *requirements]):
             done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
             if done.returncode:
-                raise NotToBeHad(f"{name} cannot be installed: {done.stderr.strip().rpartition(chr(10))[2][:200]}")
+                raise MeasurementFailed(
+                    f"{name} cannot be installed: {done.stderr.strip().rpartition(chr(10))[2][:200]}"
+                )
         (place / "complete").touch()
     return place / "bin"
 
@@ -97,7 +99,7 @@ def rclone(directory: Path, name: str, server: Server, *, keep: bool = False) ->
         keep: Keep the cache of the previous mount.
 
     Raises:
-        NotToBeHad: rclone cannot be installed, or does not mount.
+        MeasurementFailed: rclone cannot be installed, or does not mount.
     """
     program = environment(directory, "rclone") / "rclone"
     place = directory / "rclone"
@@ -118,7 +120,7 @@ def rclone_cache(directory: Path) -> Path:
 def httpdirfs(directory: Path, server: Server) -> Iterator[Path]:
     """Mount /plain/ with httpdirfs and an empty cache until the context ends. It needs ranges."""
     if not shutil.which("httpdirfs"):
-        raise NotToBeHad("httpdirfs is not installed")
+        raise MeasurementFailed("httpdirfs is not installed")
     place = directory / "httpdirfs"
     shutil.rmtree(place, ignore_errors=True)
     (place / "cache").mkdir(parents=True)
@@ -132,7 +134,7 @@ def httpdirfs(directory: Path, server: Server) -> Iterator[Path]:
 def bare(directory: Path, *shape: object) -> Iterator[Path]:
     """Mount a file system in Python that answers from memory, of a shape given by options, until the context ends."""
     if not (Path(__file__).parent / "bare.py").exists():
-        raise NotToBeHad("bare.py is not there")
+        raise MeasurementFailed("bare.py is not there")
     mountpoint = directory / "bare"
     command = [sys.executable, "-m", "scripts.benchmarks.bare", mountpoint, "--timeout", "3600", *shape]
     with foreign(command, mountpoint, directory / "bare.log") as mounted:
@@ -181,7 +183,7 @@ def schemas(directory: Path) -> Path:
             with locked_cache() as cache:
                 source = fetch(XNATPY, cache)
         except RealDataError as error:
-            raise NotToBeHad(str(error)) from None
+            raise MeasurementFailed(str(error)) from None
         with tarfile.open(source) as archive:
             for name in ("xdat", "xnat"):
                 member = archive.extractfile(f"xnat-0.8.1/xnat/tests/{name}.xml")
@@ -191,12 +193,12 @@ def schemas(directory: Path) -> Path:
 
 
 def plot(directory: Path, figures: Path) -> None:
-    """Draw the plots of these figures beside them. Raises NotToBeHad where that is impossible."""
+    """Draw the plots of these figures beside them. Raises MeasurementFailed where that is impossible."""
     python = environment(directory, "plots") / "python"
     words = [python, Path(__file__).with_name("plots.py"), figures, figures.parent]
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        raise NotToBeHad(f"the plots cannot be drawn: {done.stderr.strip().rpartition(chr(10))[2][:200]}")
+        raise MeasurementFailed(f"the plots cannot be drawn: {done.stderr.strip().rpartition(chr(10))[2][:200]}")
 
 
 def versions(directory: Path) -> list[str]:

@@ -21,7 +21,7 @@ SCRIPTS = Path(sys.executable).parent
 FEW = 100
 
 
-class NotToBeHad(Exception):
+class MeasurementFailed(Exception):
     """A peer or a resource of the benchmarks is unavailable or failed; the message is one line with the reason."""
 
 
@@ -177,7 +177,7 @@ def foreign(
         env: Its environment; by default that of this process.
 
     Raises:
-        NotToBeHad: It does not mount.
+        MeasurementFailed: It does not mount.
     """
     mountpoint.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -202,19 +202,19 @@ def _wait_until_mounted(process: subprocess.Popen[bytes], mountpoint: Path, log:
     while not os.path.ismount(mountpoint):
         if process.poll() is not None or time.monotonic() > deadline:
             last = log.read_text(errors="replace").strip().rpartition("\n")[2]
-            raise NotToBeHad(f"it does not mount: {last[:200]}")
+            raise MeasurementFailed(f"it does not mount: {last[:200]}")
         time.sleep(0.01)
 
 
 def drop_pages(what: int = 1) -> None:
-    """Drop the kernel's page cache (1), or its dentries and inodes (2). Raises NotToBeHad without permission.
+    """Drop the kernel's page cache (1), or its dentries and inodes (2). Raises MeasurementFailed without permission.
 
     Nothing is written to disk first: the pages of a mount, which this is for, are never dirty.
     """
     try:
         Path("/proc/sys/vm/drop_caches").write_text(str(what))
     except OSError as error:
-        raise NotToBeHad(f"only root can drop the kernel's caches: {error.strerror}") from None
+        raise MeasurementFailed(f"only root can drop the kernel's caches: {error.strerror}") from None
 
 
 def busy() -> float:
@@ -235,7 +235,7 @@ def shell(command: str, env: dict[str, str] | None = None, timeout: float | None
         Its duration, in seconds.
 
     Raises:
-        NotToBeHad: It failed, or exceeded `timeout`.
+        MeasurementFailed: It failed, or exceeded `timeout`.
     """
     return output(command, env, timeout)[0]
 
@@ -247,10 +247,10 @@ def output(command: str, env: dict[str, str] | None = None, timeout: float | Non
     try:
         done = subprocess.run(words, env=env, timeout=timeout, capture_output=True, text=True, errors="replace")
     except subprocess.TimeoutExpired:
-        raise NotToBeHad(f"`{command}` took longer than {timeout:.0f} s") from None
+        raise MeasurementFailed(f"`{command}` took longer than {timeout:.0f} s") from None
     took = time.perf_counter() - began
     if done.returncode:
-        raise NotToBeHad(f"`{command}` failed: {done.stderr.strip().rpartition(chr(10))[2][:200]}")
+        raise MeasurementFailed(f"`{command}` failed: {done.stderr.strip().rpartition(chr(10))[2][:200]}")
     return took, done.stdout
 
 

@@ -29,8 +29,8 @@ Verdict = Literal["killed", "timeout", "survived", "not executed"]
 
 # The limit of a test on a mutant: seconds, plus a multiple of its usual duration. Other programs may load the machine;
 # the limit of processor time detects a mutant in an endless loop.
-PATIENCE, TIMES = 6.0, 20.0
-PATIENCE_PROCESSOR, TIMES_PROCESSOR = 2.0, 10.0
+EXTRA_SECONDS, TIMES = 6.0, 20.0
+EXTRA_PROCESSOR_SECONDS, TIMES_PROCESSOR = 2.0, 10.0
 # The limit of address space, in bytes: a mutant may allocate without end.
 MEMORY = 8 * 2**30
 
@@ -219,5 +219,5 @@ def _limit(usual: Usual) -> None:
     """Set timers that end this process by a signal if the next test exceeds its usual duration by far."""
     for number in (signal.SIGALRM, signal.SIGPROF):
         signal.signal(number, signal.SIG_DFL)
-    signal.setitimer(signal.ITIMER_REAL, PATIENCE + TIMES * usual.seconds)
-    signal.setitimer(signal.ITIMER_PROF, PATIENCE_PROCESSOR + TIMES_PROCESSOR * usual.processor)
+    signal.setitimer(signal.ITIMER_REAL, EXTRA_SECONDS + TIMES * usual.seconds)
+    signal.setitimer(signal.ITIMER_PROF, EXTRA_PROCESSOR_SECONDS + TIMES_PROCESSOR * usual.processor)

@@ -12,7 +12,7 @@ from scripts.stressing.watch import Sample
 
 MB = 10**6
 # Partly fetched files that the cache retains for the next open (content/open_files.py: MAX_IDLE_FILES).
-IDLE = 4
+IDLE_FILES = 4
 # Idle connections that are reused (http/clients.py: MAX_CONNECTIONS).
 CONNECTIONS = 10
 # Bytes in flight that are not counted yet (content/write_behind.py: MAX_UNWRITTEN_BYTES; content/blob.py:
@@ -34,24 +34,24 @@ ZERO = ("files", "directories", "readers", "fills", "unwritten", "tars", "downlo
 
 
 def is_calm(state: dict[str, int]) -> bool:
-    return all(state[name] == 0 for name in ZERO) and state["partials"] <= IDLE
+    return all(state[name] == 0 for name in ZERO) and state["partials"] <= IDLE_FILES
 
 
 def counters_zero(state: dict[str, int], waiting: int) -> Finding:
     left = {name: state[name] for name in ZERO if state[name]}
     if waiting:
         left["waiting in the kernel"] = waiting
-    if state["partials"] != state["idle"] or state["idle"] > IDLE:
+    if state["partials"] != state["idle"] or state["idle"] > IDLE_FILES:
         left |= {"partials": state["partials"], "of them idle": state["idle"]}
     told = ", ".join(f"{name} {count}" for name, count in left.items())
-    said = told or f"all are zero; {state['idle']} partly fetched files are retained ({IDLE} may be)"
+    said = told or f"all are zero; {state['idle']} partly fetched files are retained ({IDLE_FILES} may be)"
     return Finding("all counters return to zero", not left, said)
 
 
 def descriptors_back(before: Sequence[str], after: Sequence[str], children: int) -> Finding:
     """Compare open descriptors; allowed are idle connections, partly fetched files, and two for each idle process."""
     kinds_before, kinds_after = (Counter(_kind(each) for each in found) for found in (before, after))
-    allowed = Counter({"socket": CONNECTIONS + children, "anon_inode": children, "partial": IDLE})
+    allowed = Counter({"socket": CONNECTIONS + children, "anon_inode": children, "partial": IDLE_FILES})
     more = {kind: count - kinds_before[kind] for kind, count in kinds_after.items() if count > kinds_before[kind]}
     leaked = {kind: count for kind, count in more.items() if count > allowed[kind]}
     said = f"{len(before)} before, {len(after)} after"

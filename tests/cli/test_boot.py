@@ -200,7 +200,7 @@ import logging, os, sys
 from pathlib import Path
 from xnatfs.cli.host import rotating_log
 rotating_log.MAX_LOG_BYTES = 1000
-rotating_log.log_to(Path(sys.argv[1]), logging.INFO, takes_stderr=True)
+rotating_log.log_to_rotating_file(Path(sys.argv[1]), logging.INFO, takes_stderr=True)
 for number in range(40):
     logging.info("line %d %s", number, "x" * 50)
 os.write(2, b"the last words\\n")

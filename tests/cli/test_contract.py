@@ -548,7 +548,7 @@ def test_c37_the_slot_is_private_from_its_creation(fresh):
         watcher.start()
         store = SessionStore(fresh.url, OWNER, fresh.home)
         for number in range(100):
-            store.keep(f"{number:032}", 900.0)
+            store.save(f"{number:032}", 900.0)
         stop.set()
         watcher.join()
     finally:

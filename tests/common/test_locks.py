@@ -178,7 +178,7 @@ async def test_a_login_does_not_wait_for_a_stopped_one(tmp_path, caplog, patient
         began = trio.current_time()
         async with store.locked():
             assert 60 <= trio.current_time() - began < 61
-            store.keep("A" * 32, 900)
+            store.save("A" * 32, 900)
         (text,) = reports(caplog)
         assert text.endswith("which is stopped): logging in anyway")
     found = SessionStore(URL, "alice", tmp_path).find()

@@ -187,7 +187,7 @@ async def test_a_file_longer_than_announced_is_not_read_whole_by_two_opens(tmp_p
         blob = await cache.open(wanted, source)
         assert await blob.read(0, 10) == BIG[:10]
         with pytest.raises(BadReply):
-            await blob.verdict()
+            await blob.wait_until_verified()
         blob.close()
         again = await cache.open(wanted, source)
         with pytest.raises(BadReply):

@@ -148,13 +148,13 @@ async def test_many_are_looked_up_in_parts_and_others_have_their_turn(tmp_path, 
         wanted = [version(SMALL, str(number)) for number in range(2 * LOOKUP_BATCH + 1)]
         await kept(cache, wanted[0], wanted[LOOKUP_BATCH], wanted[-1])
         parts: list[int] = []
-        real = cache._store.have
+        real = cache._store.find_rows
 
-        def have(idents: Sequence[bytes]) -> list[BlobRow]:
+        def find_rows(idents: Sequence[bytes]) -> list[BlobRow]:
             parts.append(len(idents))
             return real(idents)
 
-        monkeypatch.setattr(cache._store, "have", have)
+        monkeypatch.setattr(cache._store, "find_rows", find_rows)
         with trio.testing.assert_checkpoints():
             found = await cache.find_cached(wanted)
         assert (found, parts) == ({wanted[0], wanted[LOOKUP_BATCH], wanted[-1]}, [LOOKUP_BATCH, LOOKUP_BATCH, 1])

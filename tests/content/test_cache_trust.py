@@ -56,7 +56,7 @@ async def test_only_files_that_are_being_fetched_are_named_so(tmp_path):
             await cache.open(version(SMALL, "complete"), FakeSource(SMALL)),
             await cache.open(version(BIG), stalled()),
         ]
-        await blobs[1].verdict()
+        await blobs[1].wait_until_verified()
         await until(lambda: cache.counters()["fills"] == 1)
         assert cache.filling() == blobs[2:]
         for blob in blobs:

@@ -194,7 +194,7 @@ async def test_what_nobody_wants_any_more_is_not_kept(tmp_path, autojump_clock):
     async with filling(tmp_path, FakeSource(DATA)) as rig:
         rig.wanted = False
         await begun(rig)
-        await rig.blob.verdict()
+        await rig.blob.wait_until_verified()
         assert (rig.blob.complete, rig.store.kept) == (True, [])
 
 
@@ -351,7 +351,7 @@ async def test_an_odd_failure_names_the_file(tmp_path):
 async def test_what_is_complete_does_not_fail(tmp_path, autojump_clock):
     async with filling(tmp_path, FakeSource(DATA)) as rig:
         await begun(rig)
-        await rig.blob.verdict()
+        await rig.blob.wait_until_verified()
         rig.fill.fail(Unreachable("late"))
         await rig.read(0)
 
@@ -546,7 +546,7 @@ async def test_an_older_copy_that_is_not_right_is_closed(tmp_path, autojump_cloc
         source.head_size = stated
         assert older_is_open(tmp_path)
         await begun(rig)
-        await rig.blob.verdict()
+        await rig.blob.wait_until_verified()
         assert (source.heads, rig.store.renewed, len(rig.store.kept)) == (bool(modified), [], 1)
         assert not older_is_open(tmp_path)
 
@@ -666,7 +666,7 @@ async def test_what_is_there_beyond_the_near_is_not_fetched_again(tmp_path, auto
         for offset in range(20 * K, 36 * K, K):
             await rig.read(offset, K)
         source.release()
-        await rig.blob.verdict()
+        await rig.blob.wait_until_verified()
         await rig.ended()
         assert rig.blob.complete
         assert rig.stats.fetched <= len(DATA) + 2 * K
@@ -681,7 +681,7 @@ async def test_where_there_are_no_ranges_everybody_waits(tmp_path, autojump_cloc
         await rig.read(50 * K)
         assert source.starts == ([0] if known else [0, 50 * K])
         assert rig.stats.fetched <= len(DATA)
-        await rig.blob.verdict()
+        await rig.blob.wait_until_verified()
         assert len(source.starts) == (1 if known else 2)
 
 
@@ -701,7 +701,7 @@ async def test_without_ranges_a_download_begins_again_where_the_first_has_ended(
         await rig.read(0)
         await rig.read(30 * K)
         assert source.starts == [0, 30 * K]
-        await rig.blob.verdict()
+        await rig.blob.wait_until_verified()
         assert source.starts == [0, 30 * K]
         assert rig.blob.complete
         assert os.pread(rig.blob.fd, len(DATA), 0) == DATA
@@ -788,7 +788,7 @@ async def test_who_waits_for_the_verdict_has_what_is_missing_fetched(tmp_path, a
         await settled()
         assert not rig.blob.complete
         began = trio.current_time()
-        await rig.blob.verdict()
+        await rig.blob.wait_until_verified()
         assert trio.current_time() - began < PAUSE_SECONDS / 2
 
 
@@ -989,7 +989,7 @@ async def test_room_is_made_once_for_what_others_write(tmp_path, autojump_clock,
     async with filling(tmp_path, source) as rig:
         await begun(rig)
         await rig.read(0)
-        await rig.blob.verdict()
+        await rig.blob.wait_until_verified()
         assert len(rig.store.evicted) == 1
         assert rig.fill.writer.is_elsewhere is (times == 2)
         assert rig.store.discarded == ["file"] * (times == 2)
@@ -1248,7 +1248,7 @@ async def test_no_byte_is_written_twice(tmp_path, autojump_clock):
         for offset in (40, 20, 30, 38, 10):
             await rig.read(offset * K)
         source.release()
-        await rig.blob.verdict()
+        await rig.blob.wait_until_verified()
         assert os.pread(rig.blob.fd, len(DATA), 0) == DATA
         if source.writes:
             assert sorted(placed)[0][0] == 0

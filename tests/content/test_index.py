@@ -44,7 +44,7 @@ def ident(number: int) -> bytes:
 
 
 def get(index: Index, ident: bytes) -> Any:
-    return next(iter(index.have([ident])), None)
+    return next(iter(index.find_rows([ident])), None)
 
 
 @pytest.fixture
@@ -75,9 +75,9 @@ def test_many_are_found_at_once(index):
     with index.transaction():
         for number in (1, 2, 3):
             index.put(row(number))
-    found = index.have([ident(number) for number in (3, 1, 9)])
+    found = index.find_rows([ident(number) for number in (3, 1, 9)])
     assert sorted(each.key for each in found) == ["key 1", "key 3"]
-    assert index.have([]) == []
+    assert index.find_rows([]) == []
 
 
 def fails(index: Index, *statements: str) -> None:

@@ -66,7 +66,7 @@ async def test_a_cached_copy_that_was_cut_short_fills_no_buffer(tmp_path, patien
     """Report it as `read` does."""
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), FakeSource(BIG))
-        await blob.verdict()
+        await blob.wait_until_verified()
         os.truncate(f"/proc/self/fd/{blob.fd}", 10)
         for reading in (blob.read(0, 11), blob.read_into(memoryview(bytearray(11)), 0)):
             with pytest.raises(CacheError, match="another program cut its cached copy short; open it again"):
@@ -84,7 +84,7 @@ async def test_a_complete_file_is_read_without_the_event_loop(tmp_path, patient_
         assert blob.read_now(0, 10) is None
         assert cache.filling() == [blob]
         source.release()
-        await blob.verdict()
+        await blob.wait_until_verified()
         assert blob.read_now(5, 10) == BIG[5:15]
         assert blob.read_now(len(BIG) - 5, 10) == BIG[-5:]
         assert blob.read_now(len(BIG), 10) == blob.read_now(len(BIG) + 1, 10) == b""
@@ -148,16 +148,16 @@ async def test_the_verdict_is_there_once_all_has_arrived(tmp_path, patient_clock
     async with open_cache(tmp_path, LIMIT) as cache:
         blob = await cache.open(version(BIG), source)
         with trio.move_on_after(60) as timeout:
-            await blob.verdict()
+            await blob.wait_until_verified()
         assert timeout.cancelled_caught
         source.release()
-        await blob.verdict()
+        await blob.wait_until_verified()
         assert blob.complete
         blob.close()
         bad = await cache.open(version(BIG[1:], "34/b"), FakeSource(BIG[:-1]))
         for _ in range(2):
             with pytest.raises(BadReply, match="its MD5 is"):
-                await bad.verdict()
+                await bad.wait_until_verified()
         bad.close()
 
 
@@ -177,7 +177,7 @@ async def test_who_waits_for_the_verdict_reads_the_first_byte():
     blob, requests = Blob("k", lambda blob: None), Requests()
     blob.filler = requests
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(blob.verdict)
+        nursery.start_soon(blob.wait_until_verified)
         await trio.testing.wait_all_tasks_blocked()
         assert requests.found == [(0, 1), 0]
         blob.hold(SMALL)

@@ -356,12 +356,12 @@ def test_there_are_so_many_helpers_at_most():
 def test_so_many_damaged_files_are_remembered_the_last_ones():
     stats = CacheStats()
     for number in range(MAX_DAMAGED_NAMES + 1):
-        stats.damage(str(number))
+        stats.record_damage(str(number))
     assert stats.damaged == [str(number) for number in range(1, MAX_DAMAGED_NAMES + 1)]
-    stats.damage("5")
+    stats.record_damage("5")
     assert (len(stats.damaged), stats.damaged[-1], stats.damaged.count("5")) == (MAX_DAMAGED_NAMES, "5", 1)
-    stats.sound("5")
-    stats.sound("never heard of")
+    stats.record_repair("5")
+    stats.record_repair("never heard of")
     assert "5" not in stats.damaged
 
 

@@ -77,7 +77,7 @@ async def test_a_store_that_hangs_is_as_if_absent_until_it_answers(tmp_path, mon
         return made(*args)
 
     monkeypatch.setattr(f"xnatfs.content.disk.shared_store.{call}", hang)
-    monkeypatch.setattr(shared_store, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(shared_store, "DISK_CALL_SECONDS", 0.2)
     files = [SMALL[:size] for size in (100_000, 200_000, 300_000)]
     for data in files:
         (tmp_path / f"{version(data).digest}-{len(data)}").write_bytes(data)
@@ -85,7 +85,7 @@ async def test_a_store_that_hangs_is_as_if_absent_until_it_answers(tmp_path, mon
     async with open_cache(tmp_path / "cache", 10**9, shared=tmp_path) as cache:
         for data in files:
             if data is files[-1]:
-                monkeypatch.setattr(shared_store, "ANSWER_SECONDS", 60.0)
+                monkeypatch.setattr(shared_store, "DISK_CALL_SECONDS", 60.0)
                 answers.set()
                 await until(lambda: not cache.shared._calls)  # type: ignore[union-attr]
             source = FakeSource(data)
@@ -448,7 +448,7 @@ async def test_no_call_is_made_while_one_has_taken_half_of_the_longest_wait(shar
     monkeypatch.setattr(time, "monotonic", lambda: now)
     nursery.start_soon(store.open, version(SMALL))
     await until(lambda: len(store._calls) == 1)
-    now += shared_store.ANSWER_SECONDS / 2
+    now += shared_store.DISK_CALL_SECONDS / 2
     nursery.start_soon(store.open, version(SMALL))
     await until(lambda: len(store._calls) == 2)
     now += 0.1

@@ -64,10 +64,10 @@ def broken(*_: Any) -> Any:
 
 async def test_a_file_is_found_opened_and_counted(tmp_path):
     async with opened(tmp_path) as store:
-        assert (store.limit, store.total(), store.lookup(ident(1)), store.have([ident(1)])) == (100, 0, None, [])
+        assert (store.limit, store.total(), store.lookup(ident(1)), store.find_rows([ident(1)])) == (100, 0, None, [])
         await kept(store, 1)
         kept_row = found(store, 1)
-        assert (kept_row.key, store.total(), store.have([ident(1), ident(2)])) == ("key 1", 10, [kept_row])
+        assert (kept_row.key, store.total(), store.find_rows([ident(1), ident(2)])) == ("key 1", 10, [kept_row])
         fd = store.open(kept_row)
         assert fd is not None
         assert os.pread(fd, 20, 0) == b"\x01" * 10
@@ -86,7 +86,7 @@ async def test_what_is_of_another_boot_does_not_count(tmp_path):
             for number, boot in ((1, ""), (2, "another"), (3, store._directory.boot)):
                 index.put(row(number, boot=boot))
         assert [store.lookup(ident(number)) is not None for number in (1, 2, 3)] == [True, False, True]
-        assert [each.key for each in store.have([ident(number) for number in (1, 2, 3)])] == ["key 1", "key 3"]
+        assert [each.key for each in store.find_rows([ident(number) for number in (1, 2, 3)])] == ["key 1", "key 3"]
 
 
 async def test_a_file_is_opened_by_several_at_once(tmp_path):
@@ -210,9 +210,9 @@ async def test_an_index_in_trouble_costs_the_answer_only(tmp_path, monkeypatch, 
     async with opened(tmp_path) as store:
         await kept(store, 1)
         with monkeypatch.context() as patch:
-            for name in ("have", "total"):
+            for name in ("find_rows", "total"):
                 patch.setattr(store._directory.index, name, broken)
-            assert (store.lookup(ident(1)), store.have([ident(1)]), store.total()) == (None, [], 0)
+            assert (store.lookup(ident(1)), store.find_rows([ident(1)]), store.total()) == (None, [], 0)
             patch.setattr(store._directory, "evict", broken)
             await store.evict(0)
         assert store.lookup(ident(1)) is not None
@@ -229,9 +229,9 @@ async def test_a_damaged_index_is_asked_no_more_and_put_aside_by_who_writes(tmp_
     async with opened(tmp_path) as store:
         await kept(store, 1)
         with monkeypatch.context() as patch:
-            patch.setattr(store._directory.index, "have", damaged)
+            patch.setattr(store._directory.index, "find_rows", damaged)
             assert store.lookup(ident(1)) is None
-        assert (store.lookup(ident(1)), store.have([ident(1)]), store.total()) == (None, [], 0)
+        assert (store.lookup(ident(1)), store.find_rows([ident(1)]), store.total()) == (None, [], 0)
         assert not (tmp_path / "index.sqlite.damaged").exists()
         mine = store.create()
         await store.reserve(mine, 7)
@@ -252,7 +252,7 @@ async def test_an_index_in_passing_trouble_is_not_damaged(tmp_path, monkeypatch,
     async with opened(tmp_path) as store:
         await kept(store, 1)
         with monkeypatch.context() as patch:
-            patch.setattr(store._directory.index, "have", busy)
+            patch.setattr(store._directory.index, "find_rows", busy)
             assert store.lookup(ident(1)) is None
         assert store.lookup(ident(1)) is not None
 
@@ -695,7 +695,7 @@ def test_a_partial_begins_with_nothing():
     assert (partial.reserved, partial.kept) == (0, False)
 
 
-@pytest.mark.parametrize("name", ["have", "total", "evict", "open"])
+@pytest.mark.parametrize("name", ["find_rows", "total", "evict", "open"])
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT])
 async def test_whatever_meets_trouble_tells_it_and_knows_a_damaged_index(tmp_path, monkeypatch, caplog, name, code):
     def broken(*_: Any) -> Any:
@@ -715,7 +715,7 @@ async def test_whatever_meets_trouble_tells_it_and_knows_a_damaged_index(tmp_pat
                 await store.evict(0)
             else:
                 patch.setattr(store._directory.index, name, broken)
-                store.lookup(ident(1)), store.have([ident(1)]), store.total()
+                store.lookup(ident(1)), store.find_rows([ident(1)]), store.total()
         assert store._directory.index.damaged is (code == sqlite3.SQLITE_CORRUPT and name != "open")
     (record,) = caplog.records
     assert "the words of SQLite" in record.getMessage()

@@ -301,7 +301,7 @@ async def test_a_reply_from_the_first_byte_to_a_seek_is_received_to_its_end(tmp_
         await begun(rig)
         await settled()
         await rig.read(40 * K)
-        await rig.blob.verdict()
+        await rig.blob.wait_until_verified()
         assert (rig.asked(), rig.stats.fetched) == ([(0, None)] * 2, len(BIG) + K)
 
 

@@ -18,8 +18,7 @@ from tests.support.demos import serving
 from tests.support.mounting import SCRIPTS, end, environment, run
 from xnatfs.cli.commands import add_commands
 from xnatfs.cli.ctl import main as ctl
-from xnatfs.cli.ctl.command import PARTIAL
-from xnatfs.cli.parsing import STATUS_TEXTS, CommandParser
+from xnatfs.cli.parsing import PARTIAL_STATUS, STATUS_TEXTS, CommandParser
 from xnatfs.cli.run import EXIT_STATUS, INTERRUPTED
 from xnatfs.common.errnos import ERRNOS
 from xnatfs.common.errors import UsageError
@@ -278,4 +277,4 @@ def test_the_tables_of_errors_are_those_of_the_code():
     assert promised == set(ERRNOS.values()) - {errno.EINVAL}
     statuses = {int(number): text for number, text in re.findall(r"^\| (\d+) \| (.*) \|", table, re.MULTILINE)}
     assert statuses == STATUS_TEXTS
-    assert statuses.keys() == {0, PARTIAL, INTERRUPTED, os.EX_SOFTWARE, *EXIT_STATUS.values()}
+    assert statuses.keys() == {0, PARTIAL_STATUS, INTERRUPTED, os.EX_SOFTWARE, *EXIT_STATUS.values()}

@@ -708,12 +708,12 @@ async def test_facts_are_attributes_and_what_is_not_there_is_said(server, tmp_pa
 
 async def test_an_attribute_that_is_listed_is_read_whatever_has_become_of_it(server, tmp_path, monkeypatch):
     """Read what was listed: `getfattr -d` lists first and then reads, and the server may be back in between."""
-    monkeypatch.setattr(Node, "stale", lambda self: 1.0)
+    monkeypatch.setattr(Node, "get_stale_time", lambda self: 1.0)
     async with mounted(server, tmp_path) as ops:
         scan = await look_up(ops, "projects/P/S/E/scans/1")
         names = await ops.listxattr(scan.st_ino, CONTEXT)
         assert b"user.xnat.stale" in names
-        monkeypatch.setattr(Node, "stale", lambda self: 0.0)
+        monkeypatch.setattr(Node, "get_stale_time", lambda self: 0.0)
         server.lists["experiments/X_E1/scans"] = [{"ID": "1"}]
         assert await ops.getxattr(scan.st_ino, FileNameT(b"user.xnat.stale"), CONTEXT) == b""
         assert b"user.xnat.stale" not in await ops.listxattr(scan.st_ino, CONTEXT)

@@ -91,7 +91,7 @@ async def test_a_shared_session_is_found_by_the_next_program_and_left_alive(tmp_
 
 async def test_who_has_a_name_keeps_it(tmp_path):
     """Keep the configured name, whatever user a found session has."""
-    store(tmp_path, "U").keep(TOKEN, 900)
+    store(tmp_path, "U").save(TOKEN, 900)
     async with logging_in(RecordingServer(), sessions=store(tmp_path)) as login:
         assert await login.token() == TOKEN
         assert login.username == "u"
@@ -123,10 +123,10 @@ async def test_programs_that_begin_together_make_one_login(tmp_path):
 
 async def test_a_dead_session_is_replaced_for_all(tmp_path):
     server = Counted()
-    store(tmp_path).keep(TOKEN, 900)
+    store(tmp_path).save(TOKEN, 900)
     async with logging_in(server, sessions=store(tmp_path)) as login:
         assert await login.token() == TOKEN
-        assert await login.is_lost(TOKEN, reply(401), "json")
+        assert await login.check_lost(TOKEN, reply(401), "json")
         token = await login.token()
         assert (token, login.logins) == (server.sessions[0], 1)
     found = store(tmp_path).find()
@@ -144,7 +144,7 @@ async def test_every_session_that_was_found_dead_is_passed_over(tmp_path):
     server, sessions = Counted(), Asked(URL, "u", tmp_path)
     async with logging_in(server, sessions=sessions) as login:
         for _ in range(2):
-            assert await login.is_lost(await login.token(), reply(401), "json")
+            assert await login.check_lost(await login.token(), reply(401), "json")
         await login.token()
     assert sessions.dead == set(server.sessions[:2])
 
@@ -161,7 +161,7 @@ async def test_a_session_that_cannot_be_stored_is_not_made_twice(tmp_path, caplo
     """Use the session of the first login if the disk or the quota is full; a second login would leave one open."""
 
     class Full(SessionStore):
-        def keep(self, token: str, idle: float, username: str = "") -> None:
+        def save(self, token: str, idle: float, username: str = "") -> None:
             raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     server = Counted()
@@ -224,7 +224,7 @@ async def test_a_session_is_not_sent_after_its_time(autojump_clock, pause, login
 @pytest.mark.parametrize("pause", [0, 400, 401])
 async def test_a_session_that_was_found_has_its_own_time(patient_clock, tmp_path, pause):
     server = Counted()
-    store(tmp_path).keep(TOKEN, 400)
+    store(tmp_path).save(TOKEN, 400)
     async with logging_in(server, sessions=store(tmp_path)) as login:
         await trio.sleep(1000)
         assert await login.token() == TOKEN
@@ -235,7 +235,7 @@ async def test_a_session_that_was_found_has_its_own_time(patient_clock, tmp_path
 
 async def test_renewing_ends_the_session_before(tmp_path):
     server = Counted()
-    store(tmp_path).keep(TOKEN, 900)
+    store(tmp_path).save(TOKEN, 900)
     server.alive.add(TOKEN)
     async with logging_in(server, sessions=store(tmp_path, "")) as login:
         await login.renew()
@@ -249,7 +249,7 @@ async def test_renewing_ends_the_session_before(tmp_path):
 async def test_renewing_where_there_was_nothing_ends_nothing(tmp_path):
     """End no session where there was none, or where the server returns the same one."""
     same = Counted()
-    store(tmp_path).keep(TOKEN, 900)
+    store(tmp_path).save(TOKEN, 900)
     async with logging_in(
         lambda request: same(request) and httpx.Response(200, text=TOKEN), sessions=store(tmp_path)
     ) as login:
@@ -328,7 +328,7 @@ async def test_the_reason_why_a_session_was_not_ended_is_stated(autojump_clock, 
 
 async def test_logging_out_ends_a_session_that_has_idled(tmp_path):
     server = Counted()
-    store(tmp_path, clock=lambda: time.time() - 2000).keep(TOKEN, 900)
+    store(tmp_path, clock=lambda: time.time() - 2000).save(TOKEN, 900)
     async with logging_in(server, sessions=store(tmp_path)) as login:
         assert await login.log_out() is True
     assert server.lines() == [f"DELETE /data/JSESSION {TOKEN}"]
@@ -413,7 +413,7 @@ async def test_what_makes_a_session_doubtful(response, expects, doubted, alive):
         assert token == "0" * 32
         if not alive:
             server.alive.clear()
-        assert await login.is_lost(token, response, expects) is (doubted and not alive)
+        assert await login.check_lost(token, response, expects) is (doubted and not alive)
         offered = [OTHER] if OTHER in str(response.headers) and doubted else []  # perhaps it is a new ID of ours
         assert server.lines()[1:] == [f"GET /xapi/users/username {each}" for each in offered + [token] * doubted]
         await login.token()
@@ -424,10 +424,10 @@ async def test_a_401_needs_no_second_question():
     server = Counted()
     async with logging_in(server) as login:
         token = await login.token()
-        assert await login.is_lost(token, reply(401), "json") is True
+        assert await login.check_lost(token, reply(401), "json") is True
         assert len(server.requests) == 1
         assert await login.token() == server.sessions[1]
-        assert await login.is_lost(token, reply(401), "json") is True, "a late reply to the one before"
+        assert await login.check_lost(token, reply(401), "json") is True, "a late reply to the one before"
         assert await login.token() == server.sessions[1]
 
 
@@ -438,10 +438,10 @@ async def test_what_is_missing_is_doubted_after_a_while(autojump_clock, status):
         token = await login.token()
         await trio.sleep(CONFIRMED_SECONDS + 1)
         for response in (reply(status), reply(status)):
-            assert not await login.is_lost(token, response, "json")
+            assert not await login.check_lost(token, response, "json")
         assert server.lines()[1:] == [f"GET /xapi/users/username {token}"]
         await trio.sleep(CONFIRMED_SECONDS + 1)
-        assert not await login.is_lost(token, reply(500), "json")
+        assert not await login.check_lost(token, reply(500), "json")
         assert len(server.requests) == 2
 
 
@@ -453,7 +453,7 @@ async def test_the_name_is_believed_for_a_while(autojump_clock):
         for seconds, doubtful in ((CONFIRMED_SECONDS, False), (0.1, True)):
             await trio.sleep(seconds)
             assert login.is_doubtful() is doubtful
-        assert await login.is_alive(await login.token())
+        assert await login.verify_session(await login.token())
         login.record_reply(reply(200, expiring(60)))
         for seconds, doubtful in ((30, False), (0.1, True)):
             await trio.sleep(seconds)
@@ -467,7 +467,7 @@ async def test_a_foreign_cookie_that_meant_nothing_means_nothing_any_more():
     async with logging_in(server) as login:
         token = await login.token()
         for response, questions in ((page, 1), (foreign, 3), (foreign, 3), (page, 4)):
-            assert not await login.is_lost(token, response, "json")
+            assert not await login.check_lost(token, response, "json")
             assert len(server.requests) == 1 + questions
 
 
@@ -477,8 +477,8 @@ async def test_a_reply_under_a_new_id_is_no_loss_although_another_reply_has_drop
     async with logging_in(server) as login:
         token = await login.token()
         server.alive = {OTHER}
-        assert await login.is_lost(token, reply(401), "json")
-        assert not await login.is_lost(token, reply(200, f"JSESSIONID={OTHER}; Path=/"), "any")
+        assert await login.check_lost(token, reply(401), "json")
+        assert not await login.check_lost(token, reply(200, f"JSESSIONID={OTHER}; Path=/"), "any")
         assert await login.token() == OTHER
     assert login.logins == 1
 
@@ -494,11 +494,11 @@ async def test_a_session_whose_id_changes_is_followed_and_shared(tmp_path):
 
     async with logging_in(answer, sessions=store(tmp_path)) as login:
         token = await login.token()
-        assert await login.is_alive(token)
+        assert await login.verify_session(token)
         assert (await login.token(), login.current) == (TOKEN, TOKEN)
         for lost in (
-            lambda: login.is_lost(TOKEN, reply(200, f"JSESSIONID={OTHER}"), "any"),
-            lambda: login.is_alive(OTHER),
+            lambda: login.check_lost(TOKEN, reply(200, f"JSESSIONID={OTHER}"), "any"),
+            lambda: login.verify_session(OTHER),
         ):
             await lost()
             found = store(tmp_path).find()
@@ -516,7 +516,7 @@ async def test_a_foreign_cookie_of_a_dead_session_goes_on_telling():
         for _ in range(2):
             token = await login.token()
             server.alive.clear()
-            assert await login.is_lost(token, reply(200, f"JSESSIONID={OTHER}"), "json")
+            assert await login.check_lost(token, reply(200, f"JSESSIONID={OTHER}"), "json")
     assert len(server.sessions) == 2
 
 
@@ -545,7 +545,7 @@ async def test_who_is_told_a_name_is_alive(answers, alive):
 
     async with logging_in(answer) as login:
         token = await login.token()
-        assert await login.is_alive(token) is alive
+        assert await login.verify_session(token) is alive
         assert (login._token == token) is alive
     paths = ["/site/xapi/users/username", "/site/data/auth"]
     assert asked == [("GET", path, f"JSESSIONID={TOKEN}") for path in paths[: len(answers)]]
@@ -680,7 +680,7 @@ async def test_a_busy_server_says_nothing_of_a_session(status, headers):
     async with logging_in(answer) as login:
         token = await login.token()
         with pytest.raises(Unavailable, match=f"^{URL}/xapi/users/username answers {status} ") as told:
-            await login.is_alive(token)
+            await login.verify_session(token)
         assert (told.value.status, told.value.url) == (status, f"{URL}/xapi/users/username")
         assert told.value.asks_to_wait is (status == 429 or bool(headers))
         assert login.current == token
@@ -911,10 +911,10 @@ async def test_a_session_that_has_ended_is_logged_once_until_another_is_there(tm
             assert "'xnatctl auth login'" in caplog.records[-1].message
             token = str(times) * 32
             server.alive.add(token)
-            kept.keep(token, IDLE_SESSION_SECONDS)
+            kept.save(token, IDLE_SESSION_SECONDS)
             assert await login.token() == token
             server.alive.clear()
-            await login.is_lost(token, reply(401), "json")
+            await login.check_lost(token, reply(401), "json")
 
 
 async def test_a_session_is_kept_under_the_name_that_logged_in(tmp_path):

@@ -75,7 +75,7 @@ def server() -> FailingServer:
 async def mounted(server: FailingServer, directory: Path) -> AsyncIterator[tuple[Kernel, Site]]:
     config = Config("http://xnat", cache_dir=directory, timeout=5.0, ttl=TTL)
     async with open_site(config, Credentials(ACCOUNT, PASSWORD), Wire(server)) as site:
-        site.stay()
+        site.start_background_tasks()
         yield Kernel(Operations(Root(site), Ownership(0, 0))), site
 
 
@@ -191,7 +191,7 @@ async def test_what_another_account_has_kept_stays(server, tmp_path, clock):
     server.archive.users["v"] = type(server.archive.users[ACCOUNT])("v", "v")
     config = Config("http://xnat", cache_dir=tmp_path, timeout=5.0, ttl=TTL)
     async with open_site(config, Credentials("v", "v"), Wire(server)) as site:
-        site.stay()
+        site.start_background_tasks()
         assert await Kernel(Operations(Root(site), Ownership(0, 0))).names(("projects",)) == []
         await trio.sleep(1)
     assert len(kept(tmp_path)) == 1

@@ -72,7 +72,7 @@ async def opened(line: Line, directory: Path, *, offline: bool = True, user: str
                 await site.xnat.log_in()
         else:
             await site.xnat.log_in()
-        site.stay(offline)
+        site.start_background_tasks(offline)
         yield site
 
 

@@ -258,7 +258,7 @@ async def mounted(line: Line, directory: Path, user: str = "u", ttl: float = 60.
     config = Config("https://xnat.example.org", cache_dir=directory, timeout=30.0, ttl=ttl)
     async with open_site(config, Credentials(user, "p"), Wire(line)) as site:
         await site.xnat.log_in()
-        site.stay()
+        site.start_background_tasks()
         yield site
 
 

@@ -475,11 +475,11 @@ async def test_a_list_that_fails_takes_back_nothing(tmp_path, patient_clock):
     demo = served(archive)
     async with opened(demo, tmp_path) as site:
         first = await entries(await find(site, "projects/P"))
-        walk = site.walks.of("P")
+        prefetch = site.prefetches.get("P")
         fault(demo, lambda request: Reply(500, b"", "text/plain") if request.path.endswith("/experiments") else None)
         demo.requests.clear()
-        walk._scans.fetched = -float("inf")
-        assert await walk._scans.rows(["DEMO_E00001"]) is None
+        prefetch._scans.fetched = -float("inf")
+        assert await prefetch._scans.rows(["DEMO_E00001"]) is None
         demo.requests.clear()
         assert await entries(await find(site, "projects/P")) == first
         assert asked(demo) == []

@@ -61,7 +61,7 @@ def test_a_plain_name_has_no_other_spelling(name):
 
 
 async def test_files_whose_names_are_one_in_the_tar_are_all_found():
-    names = await TarNames.of([("DICOM", rows("50%負荷", "50%安静", "50??", "b\\00", "b/00", "other"))])
+    names = await TarNames.build([("DICOM", rows("50%負荷", "50%安静", "50??", "b\\00", "b/00", "other"))])
     assert await found(names, b"DICOM/files/50%??") == ["50%負荷", "50%安静"]
     assert await found(names, b"DICOM/files/50%\xa0w") == ["50%負荷"], "as XNAT 1.6 writes it"
     assert await found(names, b"DICOM/files/50??") == ["50??"]
@@ -71,27 +71,27 @@ async def test_files_whose_names_are_one_in_the_tar_are_all_found():
 
 
 async def test_a_resource_labelled_files():
-    names = await TarNames.of([("files", rows("a.dcm", "files/a.dcm"))])
+    names = await TarNames.build([("files", rows("a.dcm", "files/a.dcm"))])
     assert await found(names, b"files/files/a.dcm") == ["a.dcm"]
     assert await found(names, b"files/files/files/a.dcm") == ["files/a.dcm"]
 
 
 async def test_what_is_in_another_resource_is_none_of_ours():
-    names = await TarNames.of([("DICOM", rows("a.dcm"))])
+    names = await TarNames.build([("DICOM", rows("a.dcm"))])
     assert await found(names, b"64/files/a.dcm") == []
-    both = await TarNames.of([("DICOM", rows("a.dcm")), ("64", rows("a.dcm", number="65"))])
+    both = await TarNames.build([("DICOM", rows("a.dcm")), ("64", rows("a.dcm", number="65"))])
     ((number, row),) = both.find(member(b"E/resources/64/files/a.dcm"))
     assert (number, row.resource_id) == (1, "65")
 
 
 @pytest.mark.parametrize("label", [b"R&D \xfc", b"R&amp;D ?"])
 async def test_labels_are_spelled_in_as_many_ways(label):
-    names = await TarNames.of([("R&D \u00fc", rows("a.dcm"))])
+    names = await TarNames.build([("R&D \u00fc", rows("a.dcm"))])
     assert await found(names, label + b"/files/a.dcm") == ["a.dcm"]
 
 
 async def test_a_name_that_fills_its_field_can_be_that_of_longer_ones():
-    names = await TarNames.of([("DICOM", rows("series-1", "series-10", "series-11", "series-2"))])
+    names = await TarNames.build([("DICOM", rows("series-1", "series-10", "series-11", "series-2"))])
     assert await found(names, b"DICOM/files/series-1", cut=True) == ["series-1", "series-10", "series-11"]
     assert await found(names, b"DICOM/files/series-2", cut=True) == ["series-2"]
     assert await found(names, b"DICOM/files/series-1") == ["series-1"]
@@ -104,7 +104,7 @@ def test_looking_for_one_file_finds_its_rivals_like_looking_for_all(paths, data)
     cut = data.draw(st.booleans())
 
     async def look(only: str | None) -> list[str]:
-        names = await TarNames.of([("DICOM", rows(*paths))], only)
+        names = await TarNames.build([("DICOM", rows(*paths))], only)
         return sorted(await found(names, b"DICOM/files/" + raw, cut=cut))
 
     everything = trio.run(look, None)

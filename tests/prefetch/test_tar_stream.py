@@ -99,7 +99,7 @@ async def test_a_member_at_once_is_the_same_however_it_arrives(size):
     found = {}
     async with aclosing(pieces(archive(files), size)) as chunks, aclosing(members(chunks)) as archived:
         async for member in archived:
-            found[member.name] = await member.rest()
+            found[member.name] = await member.read_rest()
     assert found == files
 
 
@@ -109,7 +109,7 @@ async def test_the_rest_of_a_member_follows_what_was_read():
             first = await anext(archived)
             async with aclosing(first.chunks()) as begun:
                 read = await anext(begun)
-            assert read + await first.rest() == b"0123456789" * 100
-            assert await first.rest() == b""
+            assert read + await first.read_rest() == b"0123456789" * 100
+            assert await first.read_rest() == b""
             second = await anext(archived)
-            assert (second.name, await second.rest()) == ("b", b"next")
+            assert (second.name, await second.read_rest()) == ("b", b"next")

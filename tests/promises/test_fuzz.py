@@ -66,7 +66,7 @@ from xnatfs.transfer import dicom_files as images
 from xnatfs.transfer import download as transfer
 from xnatfs.transfer import upload_resource, upload_session
 from xnatfs.transfer.journal import Journal
-from xnatfs.tree.names import DEEPEST, encode, split
+from xnatfs.tree.names import MAX_PATH_LEVELS, encode, split
 
 EXAMPLES = int(os.environ.get("XNATFS_FUZZ", "40"))
 fuzz = settings(
@@ -222,7 +222,7 @@ def test_a_document_is_parsed_or_is_none(value):
 @given(st.text(st.sampled_from("/.%a~\0é\ud800"), max_size=600) | TEXT)
 def test_the_path_of_a_file_is_names(path):
     names = split(path)
-    assert len(names) <= DEEPEST
+    assert len(names) <= MAX_PATH_LEVELS
     for name in names:
         assert name not in ("", ".", "..") or path == ""
         assert not set(name) & {"/", "\0"}
@@ -408,7 +408,7 @@ def test_a_tar_is_read_or_is_none(raw, cut):
         async with aclosing(come()) as chunks, aclosing(members(chunks)) as archive:
             with suppress(BadReply):
                 async for member in archive:
-                    assert len(await member.rest()) == member.size
+                    assert len(await member.read_rest()) == member.size
 
     trio.run(main)
 

@@ -18,7 +18,7 @@ def resource(number: str, label: str, category: str = "scans", cat_id: str = "1"
 
 def address(chosen: Resource, *others: Resource) -> Address:
     group = chosen.group
-    return Address.of(chosen, ITEM, (*ITEM, *group), base(ITEM, group), with_digits([chosen, *others]))
+    return Address.for_resource(chosen, ITEM, (*ITEM, *group), base(ITEM, group), with_digits([chosen, *others]))
 
 
 def catalogue(*paths: str) -> Catalogue:

@@ -452,7 +452,7 @@ async def tar(xnat: Xnat, recording: Recording) -> list[tuple[str, int]]:
         async with aclosing(members(chunks)) as archive:
             try:
                 async for member in archive:
-                    assert len(await member.rest()) == member.size
+                    assert len(await member.read_rest()) == member.size
                     found.append((member.name, member.size))
             except (BadReply, Unreachable):
                 assert ends_early(recording)

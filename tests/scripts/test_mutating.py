@@ -64,7 +64,7 @@ RUN = """
 import pytest
 from scripts.mutating import trial
 from scripts.mutating.mutant import Mutant
-trial.PATIENCE_PROCESSOR = 0.2
+trial.EXTRA_PROCESSOR_SECONDS = 0.2
 mutants = [Mutant("planted", name, "", "", 0, (line, line), text) for name, line, text in {changes}]
 tell = lambda mutant, verdict, by: print("verdict", mutant.lines[0], verdict)
 trials = trial.Trials(["planted"], mutants, tell, jobs=2)

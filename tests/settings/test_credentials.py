@@ -6,7 +6,7 @@ import pytest
 
 from xnatfs.common.errors import ConfigError, LoginRequired
 from xnatfs.settings.config import Profile
-from xnatfs.settings.credentials import Credentials, find_credentials, forget_token, keep_token, login_variables
+from xnatfs.settings.credentials import Credentials, find_credentials, forget_token, login_variables, store_token
 
 URL = "https://x.org"
 PROFILE = Profile("p", URL, "pat", "from-profile")
@@ -73,7 +73,7 @@ def test_a_password_does_not_show_in_repr():
 @pytest.mark.parametrize("url", [f"{URL}/", "HTTPS://X.ORG", "https://x.org:443/"])
 def test_a_server_is_the_same_however_it_is_spelled(home, url):
     assert find_credentials(url, PROFILE, {}) == Credentials("pat", "from-profile")
-    keep_token(url, "pat", "alias", "secret")
+    store_token(url, "pat", "alias", "secret")
     found = find_credentials(URL, Profile(""), {})
     assert (found, found.user) == (Credentials("alias", "secret"), "pat")
     forget_token(URL)
@@ -92,11 +92,11 @@ def test_the_login_method_goes_with_every_login_but_a_token(home):
     assert find_credentials(URL, profile, {}).provider == "ldap"
     assert find_credentials(URL, profile, {"XNAT_USER": "eve", "XNAT_PASS": "p"}).provider == "ldap"
     assert find_credentials("https://y.org", profile, {"XNAT_USER": "eve", "XNAT_PASS": "p"}).provider == ""
-    keep_token(URL, "pat", "alias", "secret")
+    store_token(URL, "pat", "alias", "secret")
     assert find_credentials(URL, replace(profile, password=""), {}).provider == ""
 
 
 def test_a_damaged_token_is_none(home):
-    keep_token(URL, "pat", "a:b", "secret")
+    store_token(URL, "pat", "a:b", "secret")
     with pytest.raises(LoginRequired):
         find_credentials(URL, Profile(""), {})

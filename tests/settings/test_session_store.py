@@ -44,7 +44,7 @@ def token(store: SessionStore, *dead: str) -> str:
 
 
 def test_the_shared_slot_has_the_seven_fields_that_the_other_program_knows(tmp_path, store):
-    store.keep("A" * 32, 900)
+    store.save("A" * 32, 900)
     assert json.loads(slot(tmp_path).read_text()) == {
         "version": 1,
         "token": "A" * 32,
@@ -59,7 +59,7 @@ def test_the_shared_slot_has_the_seven_fields_that_the_other_program_knows(tmp_p
 def test_files_and_directories_are_private_whatever_the_umask(tmp_path, store):
     before = os.umask(0)
     try:
-        store.keep("A" * 32, 900)
+        store.save("A" * 32, 900)
     finally:
         os.umask(before)
     kept = list((tmp_path / ".config").rglob("*"))
@@ -69,7 +69,7 @@ def test_files_and_directories_are_private_whatever_the_umask(tmp_path, store):
 
 
 def test_a_session_is_found_again_until_it_has_idled_too_long(store, clock):
-    store.keep("A" * 32, 900)
+    store.save("A" * 32, 900)
     for _ in range(5):
         clock.now += 14 * 60
         assert token(store) == "A" * 32
@@ -79,7 +79,7 @@ def test_a_session_is_found_again_until_it_has_idled_too_long(store, clock):
 
 
 def test_the_time_of_use_is_written_once_a_minute_at_most(tmp_path, store, clock):
-    store.keep("A" * 32, 900)
+    store.save("A" * 32, 900)
     clock.now += 100
     store.record_use("A" * 32, 900)
     written = slot(tmp_path).read_text()
@@ -94,13 +94,13 @@ def test_the_other_programs_session_is_taken_and_what_we_replace_it_by_is_left_f
     slot(tmp_path).write_text(json.dumps({**old, "expires_at": (START + timedelta(minutes=15)).isoformat()}))
     assert token(store) == "B" * 32
     assert token(store, "B" * 32) == ""
-    store.keep("C" * 32, 900)
+    store.save("C" * 32, 900)
     assert json.loads(slot(tmp_path).read_text())["token"] == "C" * 32
 
 
 def test_a_slot_of_another_server_or_user_is_not_ours_and_stays(tmp_path, clock):
     other = SessionStore("https://other.example.org", "alice", tmp_path, clock)
-    other.keep("D" * 32, 900)
+    other.save("D" * 32, 900)
     before = slot(tmp_path).read_text()
     for store in (SessionStore(URL, "alice", tmp_path, clock), SessionStore(other.url, "bob", tmp_path, clock)):
         assert token(store) == ""
@@ -111,12 +111,12 @@ def test_a_slot_of_another_server_or_user_is_not_ours_and_stays(tmp_path, clock)
 def test_two_logins_keep_their_sessions_side_by_side(tmp_path, clock):
     stores = [SessionStore(url, "alice", tmp_path, clock) for url in (URL, "https://other.example.org")]
     for letter, store in zip("AB", stores, strict=True):
-        store.keep(letter * 32, 900)
+        store.save(letter * 32, 900)
     assert [token(store) for store in stores] == ["A" * 32, "B" * 32]
 
 
 def test_with_no_user_named_anybodys_session_on_this_server_is_found(tmp_path, store, clock):
-    store.keep("A" * 32, 900)
+    store.save("A" * 32, 900)
     assert token(SessionStore(URL, "", tmp_path, clock)) == "A" * 32
 
 
@@ -156,8 +156,8 @@ async def test_who_waits_for_the_lock_gets_it_after_the_other(tmp_path, clock):
 
 def test_logging_out_removes_what_is_of_this_session_alone(tmp_path, clock):
     first, second = (SessionStore(URL, user, tmp_path, clock) for user in ("alice", "bob"))
-    first.keep("A" * 32, 900)
-    second.keep("B" * 32, 900)
+    first.save("A" * 32, 900)
+    second.save("B" * 32, 900)
     second.forget("B" * 32)
     assert (token(first), token(second)) == ("A" * 32, "")
     assert not slot(tmp_path).exists()
@@ -165,14 +165,14 @@ def test_logging_out_removes_what_is_of_this_session_alone(tmp_path, clock):
 
 @pytest.mark.parametrize("spelled", [f"{URL}/", "HTTPS://XNAT.example.org", f"{URL}:443"])
 def test_a_server_is_the_same_however_it_is_spelled(tmp_path, clock, spelled):
-    SessionStore(spelled, "alice", tmp_path, clock).keep("A" * 32, 900)
+    SessionStore(spelled, "alice", tmp_path, clock).save("A" * 32, 900)
     assert token(SessionStore(URL, "alice", tmp_path, clock)) == "A" * 32
     assert token(SessionStore(f"{URL}/path", "alice", tmp_path, clock)) == ""
     assert json.loads(slot(tmp_path).read_text())["url"] == spelled
 
 
 def test_a_session_that_has_ended_is_found_where_it_is_wanted(store, clock):
-    store.keep("A" * 32, 900)
+    store.save("A" * 32, 900)
     clock.now += 1000
     assert store.find() is None
     found = store.find(ended=True)

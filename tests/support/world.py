@@ -156,7 +156,7 @@ class World:
         )
         self.site.content.clock = lambda: EPOCH + trio.current_time()
         self._readers = await self._mount.enter_async_context(trio.open_nursery())
-        self.site.stay()
+        self.site.start_background_tasks()
         self.kernel = Kernel(Operations(Root(self.site), Ownership(0, 0)))
         self._mounted_at = trio.current_time()
         await trio.sleep(1)

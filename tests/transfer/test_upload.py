@@ -33,7 +33,7 @@ IMPORT = "/data/services/import"
 SMALL = """if True:
     import sys
     import xnatfs.transfer.upload_session as session
-    session.BATCH = 5000
+    session.UPLOAD_BATCH_BYTES = 5000
     session.PAUSES = (0.01, 0.01)
     from xnatfs.cli import main_xnatctl
     sys.exit(main_xnatctl(sys.argv[1:]))
@@ -918,7 +918,7 @@ async def test_a_count_that_older_files_hide_is_waited_for_a_minute(monkeypatch,
 
     monkeypatch.setattr(session, "_in_archive", in_archive)
     image = Image("1.dcm", 1, 0.0, "1.2.1", "1.2", io.BytesIO)
-    journal = Journal(("x",), [image], session.BATCH)
+    journal = Journal(("x",), [image], session.UPLOAD_BATCH_BYTES)
     journal.before = {session.ARCHIVE: None}
     outcome = session.Outcome()
     xnat = type("Xnat", (), {"prearchive": nothing})()

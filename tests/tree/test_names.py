@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from xnatfs.common.errors import NotFound
 from xnatfs.rest.models import Subject
 from xnatfs.tree.names import (
-    DEEPEST,
     MAX_NAME_BYTES,
+    MAX_PATH_LEVELS,
     are_simple,
     assign,
     by_label,
@@ -140,11 +140,11 @@ def test_paths_become_names(path, names):
 
 @pytest.mark.parametrize("segment", ["a", "%"])
 def test_what_is_deeper_than_can_be_named_is_one_name(segment):
-    for levels in (DEEPEST - 1, DEEPEST, DEEPEST + 1, DEEPEST + 7):
+    for levels in (MAX_PATH_LEVELS - 1, MAX_PATH_LEVELS, MAX_PATH_LEVELS + 1, MAX_PATH_LEVELS + 7):
         names = split("/".join([segment] * levels))
-        assert names[: DEEPEST - 1] == (segment,) * min(levels, DEEPEST - 1)
-        last = "%2F".join([segment] * (levels - DEEPEST + 1))
-        assert names[DEEPEST - 1 :] == ((last,) if levels >= DEEPEST else ())
+        assert names[: MAX_PATH_LEVELS - 1] == (segment,) * min(levels, MAX_PATH_LEVELS - 1)
+        last = "%2F".join([segment] * (levels - MAX_PATH_LEVELS + 1))
+        assert names[MAX_PATH_LEVELS - 1 :] == ((last,) if levels >= MAX_PATH_LEVELS else ())
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=[]), min_size=1, max_size=12), unique=True, max_size=8))

@@ -375,7 +375,7 @@ async def test_nothing_of_it_is_stored_for_the_next_mount(server, tmp_path, monk
     stored: list[object] = []
     monkeypatch.setattr(ListingStore, "put", lambda self, key, rows: stored.append(key) if rows else None)
     async with opened(server, tmp_path) as site:
-        site.stay()
+        site.start_background_tasks()
         await names(site, f"{SESSION}/scans/1/DICOM")
         await names(site, "projects")
     assert [type(key).__name__ for key in stored] == ["ProjectsKey"]

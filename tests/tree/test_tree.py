@@ -14,8 +14,8 @@ from xnatfs.common.errors import BadReply, Denied, NotFound, Stale, XnatError
 from xnatfs.listings.keys import FilesKey, FoldersKey
 from xnatfs.site import Site
 from xnatfs.tree.catalogue_file import CatalogueFile
-from xnatfs.tree.node import UNDATED, Children, Dir, File, Link, measure
-from xnatfs.tree.resource_files import RIGHT_ENOUGH, SAMPLE
+from xnatfs.tree.node import UNDATED_EPOCH_SECONDS, Children, Dir, File, Link, measure
+from xnatfs.tree.resource_files import MIN_RIGHT_RESOURCES, SAMPLED_FILES
 
 
 @pytest.fixture
@@ -471,7 +471,7 @@ async def test_a_total_that_is_out_of_date_costs_one_batch(server, tmp_path, aut
         server.add(f"{number}", b"x" * 100)
     with_total(server, 40, 4001)
     async with opened(server, tmp_path) as site:
-        for asked in (SAMPLE, 0):
+        for asked in (SAMPLED_FILES, 0):
             assert set((await shown_sizes(site)).values()) == {100}
             assert len(heads(server)) == asked
             await trio.sleep(100)
@@ -487,17 +487,17 @@ async def test_a_total_of_another_number_of_files_tells_nothing(server, tmp_path
 
 async def test_totals_are_not_believed_once_they_were_wrong_so_often(server, tmp_path):
     resources = []
-    for number in range(RIGHT_ENOUGH + 2):
+    for number in range(MIN_RIGHT_RESOURCES + 2):
         server.add("a", b"x" * 100, number=f"{number}0")
         listed = resource(f"{number}0", f"R{number}", cat_id="1")
         resources.append({**listed, "file_count": "1", "file_size": "99"})
     server.lists["experiments/X_E1/resources"] = resources
     async with opened(server, tmp_path) as site:
-        for number in range(RIGHT_ENOUGH + 2):
+        for number in range(MIN_RIGHT_RESOURCES + 2):
             file = await find(site, f"{SCAN}/R{number}/a")
             assert isinstance(file, File)
             assert await file.size() == 100
-    assert len(heads(server)) == RIGHT_ENOUGH
+    assert len(heads(server)) == MIN_RIGHT_RESOURCES
 
 
 @pytest.mark.parametrize("size", [None, "90"], ids=["right", "wrong"])
@@ -827,4 +827,4 @@ async def test_times_are_the_sessions_else_those_of_what_it_is_in(server, tmp_pa
     async with opened(server, tmp_path) as site:
         subject = await find(site, "projects/P/S")
         assert (await find(site, SCAN)).modified() == subject.modified() == 1704164645.0
-        assert (await find(site, "projects/P")).modified() == UNDATED  # the same in the next mount
+        assert (await find(site, "projects/P")).modified() == UNDATED_EPOCH_SECONDS  # the same in the next mount

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypedDict
 from xnatfs.common.errors import ConfigError, LoginRequired
 from xnatfs.settings.cache_location import cache_directory
 from xnatfs.settings.config import Config, Profile, absolute_path, find_profile, server_config_of
-from xnatfs.settings.credentials import kept_credentials, wanted_user
+from xnatfs.settings.credentials import load_credentials, wanted_user
 from xnatfs.settings.credentials_file import read_credentials
 from xnatfs.settings.logins import MountLogin, login_environment, mount_login
 from xnatfs.tree import VIEWS
@@ -63,7 +63,7 @@ class Endpoint:
         environ = login_environment(self.config)
         if self.token_file is not None:
             return mount_login(self.config, self.token_file, read_credentials(self.token_file), "")
-        credentials = kept_credentials(self.config.url, self.config.profile, environ)
+        credentials = load_credentials(self.config.url, self.config.profile, environ)
         found = mount_login(self.config, None, credentials, environ.get("XNAT_TOKEN", ""))
         if credentials is None and (found.sessions is None or found.sessions.find() is None):
             raise LoginRequired(

@@ -10,7 +10,7 @@ from xnatfs import tree
 from xnatfs.common.errors import Stale
 from xnatfs.content import Blob
 from xnatfs.listings.revocation import Permit
-from xnatfs.tree.node import UNDATED, Dir, File, Link, Node, measure
+from xnatfs.tree.node import UNDATED_EPOCH_SECONDS, Dir, File, Link, Node, measure
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ def _parts(path: str | os.PathLike[str]) -> list[str]:
 
 def _entry(node: Node) -> DirEntry:
     at = node.modified()
-    modified = None if at == UNDATED else datetime.fromtimestamp(at, UTC)
+    modified = None if at == UNDATED_EPOCH_SECONDS else datetime.fromtimestamp(at, UTC)
     metadata = {key: value for key, value in node.xattrs().items() if value}
     path = "/".join(node.path)
     if isinstance(node, File):

@@ -126,7 +126,7 @@ class Portal:
                 trio.open_nursery() as self._nursery,
             ):
                 await self.site.xnat.log_in()
-                self.site.stay(persists=False)
+                self.site.start_background_tasks(persists=False)
                 self.root = Root(self.site)
                 self._opened.set_result(None)
                 try:

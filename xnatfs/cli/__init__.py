@@ -33,6 +33,6 @@ def _run(program: str, argv: Sequence[str] | None) -> int:
         return run.run_xnatctl(words) if program == "xnatctl" else run.run_xnatfs(words)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return 130  # run.INTERRUPTED, which may not have been imported yet
     finally:
         gc.enable()

@@ -46,7 +46,7 @@ class LogHandler(logging.StreamHandler[Any]):
             streams.report(f"cannot write the log {self.file}: {error.strerror}")
 
 
-def log_to(file: str | Path | None, level: int) -> None:
+def log_to_stream(file: str | Path | None, level: int) -> None:
     """Log to a file, else to stderr. Raises ConfigError if the file cannot be opened."""
     stream = sys.stderr
     if file:

@@ -266,10 +266,10 @@ def server_config(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
     return server_config_of(text, profile, arguments.ca_bundle, arguments.no_verify_ssl)
 
 
-def log_to(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
+def configure_logging(arguments: argparse.Namespace, environ: Mapping[str, str]) -> None:
     """Log requests to a file, or to stderr with --verbose; warnings go to the log, errors end the command."""
     name = arguments.log_file or environ.get("XNATCTL_LOG_FILE")
-    logs.log_to(name, logging.INFO if arguments.verbose or name else logging.CRITICAL)
+    logs.log_to_stream(name, logging.INFO if arguments.verbose or name else logging.CRITICAL)
 
 
 def mount_config(arguments: argparse.Namespace, server: Config) -> Config:

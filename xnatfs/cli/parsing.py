@@ -14,6 +14,7 @@ from xnatfs.common import errors
 RIGHT_MARGIN = 2
 # Exit status for a command line that cannot be parsed, as that of a ConfigError.
 USAGE_STATUS = 2
+PARTIAL_STATUS = 8  # a part of the work was done
 
 
 # Title of the options that every command has: the help of a program shows them, that of a command names them.
@@ -23,12 +24,12 @@ COMMON_OPTIONS_TITLE = "options of all commands"
 STATUS_TEXTS = {
     0: "success",
     1: "conflict with existing data, or any other error",
-    2: "wrong option, profile or YAML",
+    USAGE_STATUS: "wrong option, profile or YAML",
     3: "no login, or the server refused it",
     4: "network or TLS error, or the address is not an XNAT",
     5: "not found, or hidden from this account",
     6: "not allowed",
-    8: "partly done",
+    PARTIAL_STATUS: "partly done",
     66: "the mountpoint cannot be used",
     69: "FUSE 3 is missing",
     70: "a fault of this program, which says so",

@@ -138,9 +138,9 @@ def _begin_log(arguments: argparse.Namespace) -> None:
     if is_own or (arguments.foreground and arguments.log_file):
         from xnatfs.cli.host import rotating_log
 
-        rotating_log.log_to(log_path(arguments).absolute(), level, takes_stderr=is_own)
+        rotating_log.log_to_rotating_file(log_path(arguments).absolute(), level, takes_stderr=is_own)
     else:  # stderr; of the daemon of an exec that is the log file, which several daemons share
-        logs.log_to(None, level)
+        logs.log_to_stream(None, level)
 
 
 def import_mount() -> Any:

@@ -42,7 +42,7 @@ async def background() -> AsyncIterator[trio.Nursery]:
         raise raised
 
 
-async def unattended(what: str, level: int, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
+async def run_and_log_errors(what: str, level: int, work: Callable[..., Awaitable[object]], *arguments: object) -> None:
     """Run a background task that no caller awaits, and log its failure, which must not end the mount.
 
     Args:
@@ -59,7 +59,7 @@ async def unattended(what: str, level: int, work: Callable[..., Awaitable[object
         log.exception(what)
 
 
-async def aside(count: int, work: Callable[[], T]) -> T:
+async def run_in_thread_if_large(count: int, work: Callable[[], T]) -> T:
     """Return the result of `work` on this many rows; run it in a thread if other tasks would have to wait."""
     import trio
 

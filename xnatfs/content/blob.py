@@ -121,7 +121,7 @@ class Blob:
     def _cut_short(self) -> CacheError:
         return CacheError(f"{self.key}: another program cut its cached copy short; open it again")
 
-    async def verdict(self) -> None:
+    async def wait_until_verified(self) -> None:
         """Wait until the whole file has been received and verified. Raises what a read raises."""
         self._raise_failure()
         if not self.complete:

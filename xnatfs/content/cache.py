@@ -107,7 +107,7 @@ class ContentCache:
         found: set[Version] = set()
         for start in range(0, len(versions), LOOKUP_BATCH):
             batch = [(identity(version), version) for version in versions[start : start + LOOKUP_BATCH]]
-            rows = {row.ident: row for row in self._store.have([ident for ident, _ in batch])}
+            rows = {row.ident: row for row in self._store.find_rows([ident for ident, _ in batch])}
             for ident, version in batch:
                 entry = self._joinable(ident, version)
                 if entry.blob.complete if entry is not None else self._is_trusted(rows.get(ident), version):
@@ -162,7 +162,7 @@ class ContentCache:
 
         Raises CacheError if the directory has no room for the file, and what the download of the file raises.
         """
-        await blob.verdict()
+        await blob.wait_until_verified()
         entry = self._files.entries[blob]
         if entry.fill is not None:
             await entry.fill.stored.wait()
@@ -192,7 +192,7 @@ class ContentCache:
         entry.blob.stamp = version.stamp(entry.row.stamp)
         entry.blob.hold(data)
         self.stats.fetched += len(data)
-        self.stats.sound(version.key)
+        self.stats.record_repair(version.key)
         self._write_behind.add(entry)
         if self.shared is not None:
             await self.shared.put(version, data)
@@ -298,7 +298,7 @@ class ContentCache:
         """Return the row under which to store a blob that has been verified, or confirmed by the server."""
         entry = self._files.entries[blob]
         assert entry.fill is not None
-        self.stats.sound(blob.key)
+        self.stats.record_repair(blob.key)
         if entry.ident in self._disproved:
             self._disproved.remove(entry.ident)
         if not self._files.is_current(entry):
@@ -315,7 +315,7 @@ class ContentCache:
             self._disproved.append(entry.ident)
         if failure is not None and self._files.forget(entry) and isinstance(failure, BadReply):
             log.warning("damaged file %s: %s", blob.key, failure)
-            self.stats.damage(blob.key)
+            self.stats.record_damage(blob.key)
         self._files.release_if_unused(blob)
 
     def adopt(self, blob: Blob) -> bool:

@@ -15,12 +15,12 @@ class CacheStats:
     fetched: int = 0  # bytes that were received
     damaged: list[str] = field(default_factory=list)  # keys of files that failed verification, oldest first
 
-    def damage(self, key: str) -> None:
+    def record_damage(self, key: str) -> None:
         """Add a file to the damaged ones."""
-        self.sound(key)
+        self.record_repair(key)
         self.damaged = [*self.damaged[1 - MAX_DAMAGED_NAMES :], key]
 
-    def sound(self, key: str) -> None:
+    def record_repair(self, key: str) -> None:
         """Remove a file, which is sound now, from the damaged ones."""
         if key in self.damaged:
             self.damaged.remove(key)

@@ -11,7 +11,7 @@ from xnatfs.tree.names import encode
 from xnatfs.tree.node import Dir, File, Link, Node
 
 # Seconds for which the kernel may cache what never expires; a longer time only delays that it forgets nodes.
-LONGEST_TIMEOUT = 3600.0
+MAX_TIMEOUT_SECONDS = 3600.0
 # Permissions as other mounts show them, read-only mounts included: a copy gets these, and must be writable; an overlay
 # checks them before it accepts a change. A change here fails with EROFS, in the kernel.
 DIRECTORY_MODE, FILE_MODE = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o644
@@ -59,7 +59,7 @@ def dot(inode: InodeT) -> pyfuse3.EntryAttributes:
 
 def seconds_left(expires: float) -> float:
     """Return for how many seconds the kernel may cache what expires at a time of `common/clock.py`."""
-    return min(max(expires - now(), 0.0), LONGEST_TIMEOUT)
+    return min(max(expires - now(), 0.0), MAX_TIMEOUT_SECONDS)
 
 
 def absent(timeout: float) -> pyfuse3.EntryAttributes:

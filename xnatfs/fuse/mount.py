@@ -48,7 +48,7 @@ READ_AHEAD_KB = 1024
 # begins so, but takes the size of any freed buffer as the next limit; small buffers that stay then lie between large
 # holes. Measured in the first four minutes of one load (scripts/stress), with at most 56 MB in use at a time: 161 MB
 # resident, which did not shrink; with this limit 123, and 94 a minute later.
-M_MMAP_THRESHOLD, OWN_PAGES = -3, 128 * 1024
+M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES = -3, 128 * 1024
 
 
 # Seconds for which a mount that may begin without its server tries to log in.
@@ -103,7 +103,7 @@ async def mount(
             await _log_in(site, config.offline, options.lazy, signals, ended)
             if ended:
                 return _check_interrupted(ended)
-            site.stay(config.offline)
+            site.start_background_tasks(config.offline)
             log.info(
                 "xnatfs %s: %s as %s on %s, cache %s",
                 __version__,
@@ -152,7 +152,7 @@ def _allow_open_files() -> None:
 def give_memory_back() -> None:
     """Have the C library release unused large buffers: a mount runs for weeks. For glibc only."""
     with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, OWN_PAGES)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
 
 
 async def _begin(operations: Operations, config: Config, options: MountOptions) -> None:

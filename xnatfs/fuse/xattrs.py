@@ -53,7 +53,7 @@ class OperationsWithXattrs(Operations):
     async def _facts(self, node: Node) -> dict[FileNameT, bytes]:
         """Return all that a node can have. A value that has gone since its name was listed is empty, not an error."""
         facts = await node.all_xattrs()
-        since = node.stale()
+        since = node.get_stale_time()
         facts["stale"] = datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds") if since else ""
         facts["error"] = self.errors.reason(node.path)
         return {FileNameT(PREFIX + key.encode()): encode(value) for key, value in facts.items()}

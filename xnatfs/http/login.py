@@ -124,7 +124,7 @@ class Login:
                 if token := self._find_shared():  # another program was faster
                     return token
                 token = await self._log_in()
-                self._sessions.keep(token, self._idle_seconds(), self.username)
+                self._sessions.save(token, self._idle_seconds(), self.username)
         except OSError as error:
             log.warning("the session cannot be shared with other programs: %s", error)
         return token or await self._log_in()
@@ -147,11 +147,11 @@ class Login:
     async def renew(self) -> None:
         """Log in now, and end the session that this replaces. Raises as `token`."""
         async with self._lock:
-            before = self._sessions.find_kept() if self._sessions else None
+            before = self._sessions.find_stored() if self._sessions else None
             self._token = await self._log_in()
             if self._sessions:
                 async with self._sessions.locked():
-                    self._sessions.keep(self._token, self._idle_seconds(), self.username)
+                    self._sessions.save(self._token, self._idle_seconds(), self.username)
             if before and before.token != self._token:
                 await self._delete(before.token)
 
@@ -181,7 +181,7 @@ class Login:
         if self._sessions and self._token:
             self._sessions.record_use(self._token, self._idle_seconds())
 
-    async def is_lost(self, token: str, response: httpx.Response, expects: Expects, *, young: bool = False) -> bool:
+    async def check_lost(self, token: str, response: httpx.Response, expects: Expects, *, young: bool = False) -> bool:
         """Return whether a reply was given to a dead session; then the next `token()` logs in, once for all tasks.
 
         Args:
@@ -201,7 +201,7 @@ class Login:
             return False
         if foreign and not refused and await self._was_replaced(token, session_cookie(response)):
             return False
-        if await self.is_alive(token):
+        if await self.verify_session(token):
             self._heeds_cookies = self._heeds_cookies and (refused or not foreign)  # a 401 sets a cookie in any case
             return False
         return True
@@ -213,7 +213,7 @@ class Login:
         """
         return self.logins > since and token == self._latest
 
-    async def is_alive(self, token: str) -> bool:
+    async def verify_session(self, token: str) -> bool:
         """Return whether the server still knows a session as that of an account. A dead one is dropped.
 
         Raises Unavailable if the server cannot answer at the moment.

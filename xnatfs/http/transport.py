@@ -123,14 +123,14 @@ class Transport:
         """Log in now, with a single attempt, so that a mount fails at once. A session that was found is verified."""
         async with self._in_time("to a login"), self.login.turn():
             token = await self.login.token()
-            if self.login.is_doubtful() and not await self.login.is_alive(token):
+            if self.login.is_doubtful() and not await self.login.verify_session(token):
                 await self.login.token()
 
     async def session_lives(self, path: str) -> bool:
         """Request whether the session is still valid, if the reply to `path` is suspiciously empty."""
         lives = False
         async with self._in_time(f"to a check of the session for {path}"), self.login.turn():
-            lives = await self.login.is_alive(await self.login.token())
+            lives = await self.login.verify_session(await self.login.token())
         return lives
 
     @asynccontextmanager
@@ -234,11 +234,11 @@ class Transport:
                     return response
                 self.breaker.record_answer()
                 self.login.record_reply(response)
-                if lost == MAX_LOST_SESSIONS or not await self._is_lost(request, response, token, logins):
+                if lost == MAX_LOST_SESSIONS or not await self._check_lost(request, response, token, logins):
                     return response
                 lost += 1
 
-    async def _is_lost(self, request: HttpRequest, response: httpx.Response, token: str, logins: int) -> bool:
+    async def _check_lost(self, request: HttpRequest, response: httpx.Response, token: str, logins: int) -> bool:
         """Return whether a request met a lost session; `logins` is the number of logins when it began.
 
         Closes the reply in that case, and if the session cannot be verified.
@@ -251,7 +251,7 @@ class Transport:
         is_lost = True
         try:
             with self._mapped_errors():
-                is_lost = await self.login.is_lost(token, response, request.expects, young=is_new)
+                is_lost = await self.login.check_lost(token, response, request.expects, young=is_new)
         except Unreachable as error:
             if request.is_change and not refused:
                 raise Uncertain(f"{error}; {MAYBE_CHANGED}") from error

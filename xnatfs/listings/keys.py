@@ -13,7 +13,7 @@ from xnatfs.rest.prearchive_lists import Revision
 # Seconds for which a list of the prearchive is fresh: its sessions change all the time.
 PREARCHIVE_TTL_SECONDS = 5.0
 
-Path = tuple[str, ...]  # the names of a path, from the root of the mount
+NodePath = tuple[str, ...]  # the names of a path, from the root of the mount
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +161,14 @@ class ReceivedLogKey(PrearchiveListKey):
 class ChildrenKey:
     """The children of a directory."""
 
-    path: Path
+    path: NodePath
 
 
 @dataclass(frozen=True, slots=True)
 class FoldersKey:
     """The folders within a resource, by the path of its directory."""
 
-    path: Path
+    path: NodePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ class BidsPlanKey:
 class GeneratedKey:
     """The bytes of a file that is made from listings, by its path."""
 
-    path: Path
+    path: NodePath
 
 
 @dataclass(frozen=True, slots=True)

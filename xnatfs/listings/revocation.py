@@ -20,7 +20,7 @@ import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Stale, XnatError, fresh
-from xnatfs.common.tasks import unattended
+from xnatfs.common.tasks import run_and_log_errors
 from xnatfs.listings.background_store import ListingStore
 from xnatfs.listings.keys import (
     ExperimentsKey,
@@ -151,7 +151,7 @@ class Access:
     def begin(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         """Start a task in the background."""
         what = "what the account may read is not known"
-        self._nursery.start_soon(unattended, what, logging.INFO, work, *arguments)
+        self._nursery.start_soon(run_and_log_errors, what, logging.INFO, work, *arguments)
 
     def permit(self, key: object, item: ShownItem, until: float) -> Permit:
         """Return the permit for the files of a resource.
@@ -214,7 +214,7 @@ class Access:
     async def _take_away(self, key: ListKey, lost: dict[ReadPlace, Resources]) -> None:
         sure: list[ReadPlace] = []
         try:
-            sure = await self._sure(key, lost)
+            sure = await self._confirm_loss(key, lost)
         finally:
             for place in lost.keys() - sure:
                 self._add(place, lost[place].split())
@@ -228,7 +228,7 @@ class Access:
             for each in item_keys(place[1]):  # its project's lists are requested anew, or refused
                 self.listings.forget(each)
 
-    async def _sure(self, key: ListKey, lost: Iterable[ReadPlace]) -> list[ReadPlace]:
+    async def _confirm_loss(self, key: ListKey, lost: Iterable[ReadPlace]) -> list[ReadPlace]:
         """Return the items that a second answer confirms as lost.
 
         The first one may have been an answer for a guest: whether the server knew the session then is unknown.

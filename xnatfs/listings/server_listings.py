@@ -24,7 +24,7 @@ import trio
 
 from xnatfs.common.clock import now
 from xnatfs.common.errors import Denied, LoginRequired, NotFound, Unreachable
-from xnatfs.common.tasks import aside, unattended
+from xnatfs.common.tasks import run_and_log_errors, run_in_thread_if_large
 from xnatfs.listings.background_store import ListingStore
 from xnatfs.listings.file_lists import FileLists
 from xnatfs.listings.keys import (
@@ -146,7 +146,7 @@ class ServerListings:
         self.cache.forget_refusals()
         return alive
 
-    def stale_since(self, key: ListKey) -> float:
+    def get_stale_time(self, key: ListKey) -> float:
         """Return the time of a listing served while the server is unreachable (seconds since the epoch); 0 if fresh."""
         found = self.peek(key)
         if found is not None:
@@ -177,7 +177,7 @@ class ServerListings:
     # -- requests ------------------------------------------------------------------------------------------------
 
     def _begin(self, ask: Callable[[], Awaitable[object]]) -> None:
-        self._nursery.start_soon(unattended, "a listing that was requested ahead", logging.DEBUG, ask)
+        self._nursery.start_soon(run_and_log_errors, "a listing that was requested ahead", logging.DEBUG, ask)
 
     async def _first(self, key: ListKey) -> Listing[Any]:
         """Serve the listing of the last mount, if there is one, while the first request for it is in flight."""
@@ -211,7 +211,7 @@ class ServerListings:
         rows = await ask()
         if isinstance(rows, Catalogues):
             return Listing(rows, rows.groups, started, started + ttl)
-        return await aside(len(rows), lambda: listing(rows, group, started, ttl))
+        return await run_in_thread_if_large(len(rows), lambda: listing(rows, group, started, ttl))
 
     def _note(self, key: ListKey, found: Listing[Any]) -> None:
         """Store a new listing, forget what it lacks, and report it."""
@@ -252,7 +252,7 @@ class ServerListings:
         at, rows = stored
         fetched = now() - (self._store.clock() - at)
         if kind is FileRow:
-            files = Catalogues.of(rows)
+            files = Catalogues.from_rows(rows)
             return Listing(files, files.groups, fetched, fetched)
         return listing(rows, group, fetched, 0.0)
 

@@ -82,7 +82,9 @@ class ScansOfProject(CheckedList[JoinedScans]):
 
     async def fetch_single(self, accession: str) -> JoinedScans:
         key = ScansKey(accession)
-        return JoinedScans.of(await self._own.rows(key, lambda: self._xnat.scans(accession), lambda scan: scan.id))
+        return JoinedScans.from_scans(
+            await self._own.rows(key, lambda: self._xnat.scans(accession), lambda scan: scan.id)
+        )
 
 
 class AssessorsOfSessions(CheckedList[tuple[Assessor, ...]]):

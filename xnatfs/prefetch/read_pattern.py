@@ -122,7 +122,7 @@ class Course:
         self._ways: dict[int, bool] = {}  # whether the last step went ahead, in each order
         self._turns = [0] * len(orders)
 
-    def go(self, resource: str) -> bool:
+    def enter(self, resource: str) -> bool:
         """Note a resource of which the first file is opened, and return whether it was expected."""
         last, self._last = self._last, resource
         self._is_first = not last
@@ -223,14 +223,14 @@ class SessionReads:
             del self.series[series.resource]
         return others
 
-    def of(self, resource: str) -> Series:
+    def get_series(self, resource: str) -> Series:
         """Return the reads of a resource."""
         if resource not in self.series:
             rows, label = self.groups.get(resource, ()), self._labels.get(resource, "")
             self.series[resource] = Series(resource, label, rows, is_alone=resource not in self._digits)
         return self.series[resource]
 
-    def course(self, label: str) -> Course:
+    def get_course(self, label: str) -> Course:
         """Return the course through the resources of a label: in the tree's order, or by name as text."""
         if label not in self._courses:
             self._courses[label] = Course(self._orders(label))
@@ -249,7 +249,7 @@ class SessionReads:
 
     def upcoming(self, label: str) -> Sequence[str]:
         """Return the resources of a label that the reader may come to next; all of them where it reads in no order."""
-        course = self.course(label)
+        course = self.get_course(label)
         return course.orders[0] if self.is_scattered and self._revisited else course.upcoming()
 
     @property
@@ -268,8 +268,8 @@ class SessionReads:
         series.take(row.path)
         series.is_read = series.is_read or series.is_early or self.is_scattered or len(series.opened) >= FILES_READ
         self.current = series
-        course = self.course(series.label)
-        expected = len(series.opened) > 1 or course.go(series.resource)
+        course = self.get_course(series.label)
+        expected = len(series.opened) > 1 or course.enter(series.resource)
         if len(series.opened) == 2 and {each.path for each in series.rows[:2]} != series.opened:
             course.expect_names()
         self.wake()
@@ -280,7 +280,7 @@ class SessionReads:
         self.moved.set()
         self.moved = trio.Event()
 
-    def room(self, series: Series) -> int:
+    def count_allowed_bytes(self, series: Series) -> int:
         """Return how many more bytes the archive of a resource may bring now; none is left at 0 or below."""
         is_read = self._counts_as_read(series)
         doublings = self._files - FILES_READ if self._revisited or not self.is_scattered else 0

@@ -21,7 +21,7 @@ from typing import Protocol
 import trio
 
 from xnatfs.common.errors import BadReply, XnatError
-from xnatfs.common.tasks import background, unattended
+from xnatfs.common.tasks import background, run_and_log_errors
 from xnatfs.content import ContentCache, Version
 from xnatfs.prefetch.file_version import version
 from xnatfs.prefetch.read_pattern import (
@@ -90,12 +90,12 @@ class SeriesPrefetch:
             directory: The directory of the file's resource.
         """
         session = self._session(tuple(item), groups, directory)
-        series = session.of(row.resource_id)
+        series = session.get_series(row.resource_id)
         is_here = self._content.has(version(row))
         if series.counts and (not is_here or row.path in series.unread):
             self._note(session, series, row, is_here)
         tar = self._tars.get(series)
-        if tar is None or is_here or tar.is_late or session.room(series) < tar.left:
+        if tar is None or is_here or tar.is_late or session.count_allowed_bytes(series) < tar.left:
             return
         if not (tar.is_elsewhere and await self._content.find_available([version(row)])):
             await tar.wait(row)
@@ -144,11 +144,11 @@ class SeriesPrefetch:
             return
         pending = 0  # bytes of those that are begun already
         for resource in session.upcoming(series.label):
-            following = session.of(resource)
+            following = session.get_series(resource)
             if following in self._tars:
                 pending += following.size - following.unread_bytes
             elif not (following.is_complete or following.is_read):
-                if len(self._tars) >= EARLY_TARS or session.room(following) <= pending:
+                if len(self._tars) >= EARLY_TARS or session.count_allowed_bytes(following) <= pending:
                     return
                 if not self._begin(session, following):
                     return
@@ -161,7 +161,7 @@ class SeriesPrefetch:
             return True
         if series.is_complete or trio.current_time() < max(series.no_archive_until, session.no_archive_until):
             return False
-        if session.room(series) <= 0 or not series.size:
+        if session.count_allowed_bytes(series) <= 0 or not series.size:
             return False
         self._tars[series] = tar = SeriesTar(series, self.stats)
         self._nursery.start_soon(self._run, session, tar)
@@ -192,7 +192,7 @@ class SeriesPrefetch:
         While another process or machine fetches it, the files that it stores are served.
         """
 
-        def is_stored() -> bool:
+        def wake_stored() -> bool:
             for path, row in list(tar.wanted.items()):
                 if self._content.has(version(row)):
                     tar.members += 1
@@ -200,7 +200,7 @@ class SeriesPrefetch:
             return False
 
         async with AsyncExitStack() as turn:
-            waited = await turn.enter_async_context(self._content.turn(f"tar-{tar.series.resource}", is_stored))
+            waited = await turn.enter_async_context(self._content.turn(f"tar-{tar.series.resource}", wake_stored))
             async with self._machine_turn(tar) as followed:
                 tar.is_elsewhere = False
                 # Files that readers of any process request singly are still missing, and are no reason for a tar.
@@ -212,14 +212,14 @@ class SeriesPrefetch:
     async def _end_turn(self, turn: AsyncExitStack) -> None:
         """Release a claim once the other processes find what was put."""
         async with turn:
-            await unattended("an archive's files are not written", logging.WARNING, self._content.write)
+            await run_and_log_errors("an archive's files are not written", logging.WARNING, self._content.write)
 
     def _machine_turn(self, tar: SeriesTar) -> AbstractAsyncContextManager[bool]:
         """Fetch a tar in turn with the machines that share a store, as `SharedStore.turn`; without one, at once."""
         if self._content.shared is None or not all(row.digest for row in tar.series.rows):
             return nullcontext(False)
         arrivals = Arrivals(tar, self._content)
-        return self._content.shared.turn(arrivals.name, arrivals.are_over)
+        return self._content.shared.turn(arrivals.name, arrivals.check_arrivals)
 
     async def _read_members(self, session: SessionReads, tar: SeriesTar, least: int) -> bool:
         series = tar.series
@@ -228,7 +228,7 @@ class SeriesPrefetch:
             return True
         tar.requested_at = self._content.clock()
         async with self._xnat.archive(session.item, series.resource) as chunks:
-            names = await TarNames.of([(series.label or series.resource, series.rows)])
+            names = await TarNames.build([(series.label or series.resource, series.rows)])
             async with aclosing(members(chunks)) as archive:
                 async for member in archive:
                     if member.size > MAX_MEMBER_BYTES:  # skipping it may take hours, and the next listing has it
@@ -236,7 +236,7 @@ class SeriesPrefetch:
                     tar.is_late, tar.members, tar.left = False, tar.members + 1, tar.left - member.size
                     self.stats.members += 1
                     await self._receive(session, tar, member, [row for _, row in names.find(member)], kept)
-                    if session.room(series) <= 0 and not await self._pause(session, tar):
+                    if session.count_allowed_bytes(series) <= 0 and not await self._pause(session, tar):
                         return False
         return True
 
@@ -252,7 +252,7 @@ class SeriesPrefetch:
         unread = (row for row in fit if row.path in tar.waits or row.path not in series.opened)
         wanted = [row for row in unread if version(row) not in kept]
         if wanted:
-            data = await member.rest()
+            data = await member.read_rest()
             self.stats.ahead += len(data)
             digest = await _md5(data) if any(row.digest for row in wanted) else ""
             if (row := next((row for row in wanted if row.digest in ("", digest)), None)) is not None:
@@ -270,7 +270,7 @@ class SeriesPrefetch:
     async def _pause(self, session: SessionReads, tar: SeriesTar) -> bool:
         """Wait until more of the tar may come; return False when no reader opens a file for IDLE_READER_SECONDS."""
         tar.stop_waits()
-        while session.room(tar.series) <= 0:
+        while session.count_allowed_bytes(tar.series) <= 0:
             moved = session.moved
             with trio.move_on_after(IDLE_READER_SECONDS):
                 await moved.wait()

@@ -101,7 +101,7 @@ class Arrivals:
         digests = "\n".join(sorted(each.digest for each in self._missing))
         return f"tar-{hashlib.sha256(digests.encode()).hexdigest()}"
 
-    async def are_over(self) -> bool:
+    async def check_arrivals(self) -> bool:
         """Wake the readers whose files have arrived; return whether nothing has for STALLED_SECONDS."""
         tar, now = self._tar, trio.current_time()
         tar.is_elsewhere = True

@@ -13,7 +13,7 @@ from xnatfs.rest.models import Assessor, Item, Resource
 
 log = logging.getLogger(__name__)
 
-Found = Sequence[tuple[Catalogue, Item]]
+FoundResources = Sequence[tuple[Catalogue, Item]]
 
 
 @dataclass
@@ -66,7 +66,7 @@ class SessionBatch:
             found[session].append((catalogue, tuple(place)))
         return found
 
-    def resources_of(self, session: str, found: Found) -> list[Resource] | None:
+    def resources_of(self, session: str, found: FoundResources) -> list[Resource] | None:
         """Return the resources of a session to which these files belong; None where that is not certain."""
         joined = self.scans.get(session)
         assessors = {row.id for row in self.assessors.get(session, ())}

@@ -26,7 +26,7 @@ from urllib.parse import quote
 import trio
 
 from xnatfs.common.clock import now
-from xnatfs.common.tasks import aside, gather, unattended
+from xnatfs.common.tasks import gather, run_and_log_errors, run_in_thread_if_large
 from xnatfs.listings.keys import (
     AssessorsKey,
     ExperimentsKey,
@@ -124,7 +124,7 @@ class SessionListings:
         if is_iterating and accession == self._middle:
             self._middle = ""  # a client may open a session several times
             what = "a batch that was requested ahead"
-            self._nursery.start_soon(unattended, what, logging.DEBUG, self._fetch_ahead, accession)
+            self._nursery.start_soon(run_and_log_errors, what, logging.DEBUG, self._fetch_ahead, accession)
         asked_at = now()
         if self._is_known(accession) or asked_at - self._begun.get(accession, -float("inf")) < self._ttl:
             return
@@ -155,11 +155,11 @@ class SessionListings:
         subjects = self._metadata.peek(SubjectsKey(self._project))
         before, self._listed = self._listed, (sessions, subjects)
         if isinstance(sessions, Listing) and sessions is not before[0]:
-            self._sessions.rows = await aside(len(sessions), lambda: self._in_order(sessions.rows))
+            self._sessions.rows = await run_in_thread_if_large(len(sessions), lambda: self._in_order(sessions.rows))
             self._begun = {each: begun for each, begun in self._begun.items() if now() - begun < self._ttl}
         if isinstance(subjects, Listing) and subjects is not before[1]:
             labels = {row.id: (row.label,) for row in subjects.rows}
-            await aside(len(subjects), lambda: self._subject_iteration.sort(labels))
+            await run_in_thread_if_large(len(subjects), lambda: self._subject_iteration.sort(labels))
 
     def _in_order(self, rows: Sequence[Experiment]) -> dict[str, Experiment]:
         by_id = {row.id: row for row in rows}
@@ -278,7 +278,7 @@ class SessionListings:
         return listing(rows, group, started, self._ttl, pieced=True)
 
 
-class Walks:
+class ProjectPrefetches:
     """The prefetch of the listings of each project.
 
     Args:
@@ -295,7 +295,7 @@ class Walks:
         self._nursery = nursery
         self._found: dict[str, SessionListings] = {}
 
-    def of(self, project: str) -> SessionListings:
+    def get(self, project: str) -> SessionListings:
         """Return the prefetch of one project."""
         if project not in self._found:
             made = SessionListings(project, self._xnat, self._listings, self._ttl, self._nursery)
@@ -304,8 +304,8 @@ class Walks:
 
     def forget(self) -> None:
         """Drop the project-wide lists: listings of sessions that are derived from them are as old."""
-        for walk in self._found.values():
-            walk.end()
+        for prefetch in self._found.values():
+            prefetch.end()
         self._found.clear()
 
 

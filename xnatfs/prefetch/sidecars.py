@@ -62,7 +62,7 @@ class SessionSidecars:
 
     async def _stream(self) -> None:
         requested_at, numbers = self._content.clock(), [each.resource_id for each in self._catalogues]
-        names = await TarNames.of([(each.label or each.resource_id, each) for each in self._catalogues])
+        names = await TarNames.build([(each.label or each.resource_id, each) for each in self._catalogues])
         async with self._xnat.archive(self._item, *numbers) as chunks, aclosing(members(chunks)) as archive:
             async for member in archive:
                 await self._receive(member, names, requested_at)
@@ -71,7 +71,7 @@ class SessionSidecars:
         rows = [row for _, row in names.find(member) if row.digest and row.size == member.size]
         if not rows or member.size > MAX_TOGETHER_BYTES:
             return
-        data = await member.rest()
+        data = await member.read_rest()
         digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
         for row in rows:
             if row.digest == digest:

@@ -17,7 +17,7 @@ from xnatfs.rest.file_table import paths_of
 from xnatfs.rest.models import FileRow
 
 # Names that are processed between two checkpoints: a millisecond.
-AT_ONCE = 1000
+NAMES_PER_CHECKPOINT = 1000
 
 
 def spellings(name: str) -> tuple[bytes, ...]:
@@ -39,7 +39,7 @@ class TarNames:
         self._resources: list[_Resource] = []
 
     @classmethod
-    async def of(cls, resources: Iterable[tuple[str, Sequence[FileRow]]], only: str | None = None) -> "TarNames":
+    async def build(cls, resources: Iterable[tuple[str, Sequence[FileRow]]], only: str | None = None) -> "TarNames":
         """Build the names for the files of resources.
 
         Args:
@@ -78,7 +78,7 @@ class _Resource:
     async def fill(self, wanted: tuple[bytes, ...] | None) -> None:
         """Add every name, or, where `wanted` is given, only the names that begin with one of these."""
         for place, path in enumerate(paths_of(self.rows)):
-            if place % AT_ONCE == AT_ONCE - 1:
+            if place % NAMES_PER_CHECKPOINT == NAMES_PER_CHECKPOINT - 1:
                 await trio.lowlevel.checkpoint()
             for name in spellings(path):
                 if wanted is not None and not name.startswith(wanted):

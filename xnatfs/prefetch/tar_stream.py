@@ -15,7 +15,7 @@ from xnatfs.common.sanitize import MAX_SIZE_DIGITS, size
 BLOCK = tarfile.BLOCKSIZE
 NAME = tarfile.LENGTH_NAME
 # Bytes of all headers before one file: a path of 4 KiB, the longest on Linux, with room for the other PAX records.
-LONGEST_HEADER = 64 * 1024
+MAX_HEADER_BYTES = 64 * 1024
 # Bytes after the last member: programs pad a tar to a multiple of 10 KiB, some to one of a megabyte.
 MAX_PADDING_BYTES = 2**20
 PAX, GLOBAL, LONG_NAME = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
@@ -29,7 +29,7 @@ class _Stream:
         self._chunk = b""
         self._taken = 0  # bytes of the chunk: to cut them off each time would copy all the rest
 
-    async def some(self, most: int) -> bytes:
+    async def read_some(self, most: int) -> bytes:
         """Read at least one byte and at most `most` bytes. Raises BadReply at the end."""
         while self._taken == len(self._chunk):
             chunk = await anext(self._chunks, None)
@@ -40,13 +40,13 @@ class _Stream:
         self._taken += len(taken)
         return taken
 
-    async def exactly(self, length: int) -> bytes:
+    async def read_exactly(self, length: int) -> bytes:
         if length <= len(self._chunk) - self._taken:
             self._taken += length
             return self._chunk[self._taken - length : self._taken]
         parts = []
         while length:
-            parts.append(await self.some(length))
+            parts.append(await self.read_some(length))
             length -= len(parts[-1])
         return b"".join(parts)
 
@@ -69,19 +69,19 @@ class Member:
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         while self._left:
-            chunk = await self._stream.some(self._left)
+            chunk = await self._stream.read_some(self._left)
             self._left -= len(chunk)
             yield chunk
 
-    async def rest(self) -> bytes:
+    async def read_rest(self) -> bytes:
         """Read all remaining bytes of the file."""
         left, self._left = self._left, 0
-        return await self._stream.exactly(left)
+        return await self._stream.read_exactly(left)
 
     async def skip(self) -> None:
         while self._left:
-            self._left -= len(await self._stream.some(self._left))
-        await self._stream.exactly(-self.size % BLOCK)
+            self._left -= len(await self._stream.read_some(self._left))
+        await self._stream.read_exactly(-self.size % BLOCK)
 
 
 async def members(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Member]:
@@ -90,7 +90,7 @@ async def members(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Member]:
     pax: dict[str, str] = {}
     headers = 0  # bytes of headers since the last file
     while True:
-        block = await stream.exactly(BLOCK)
+        block = await stream.read_exactly(BLOCK)
         if not any(block):
             await stream.drain()
             return
@@ -100,9 +100,9 @@ async def members(chunks: AsyncIterator[bytes]) -> AsyncGenerator[Member]:
             raise BadReply(f"the archive is damaged: {error}") from None
         if info.type in (PAX, LONG_NAME):
             headers += info.size
-            if not 0 <= info.size <= headers <= LONGEST_HEADER:
+            if not 0 <= info.size <= headers <= MAX_HEADER_BYTES:
                 raise BadReply(f"the archive has a header of {info.size} bytes")
-            payload = (await stream.exactly(info.size + -info.size % BLOCK))[: info.size]
+            payload = (await stream.read_exactly(info.size + -info.size % BLOCK))[: info.size]
             pax |= _records(payload) if info.type == PAX else {"path": _text(payload.rstrip(b"\0"))}
             continue
         cut = "path" not in pax and len(block[:NAME].rstrip(b"\0")) == NAME

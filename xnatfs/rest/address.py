@@ -49,7 +49,9 @@ class Address:
     archived_at: Item = ()  # the item or part below which its archive is requested
 
     @classmethod
-    def of(cls, resource: Resource, item: Item, home: Item, base: Item, digits: Iterable[Resource] = ()) -> "Address":
+    def for_resource(
+        cls, resource: Resource, item: Item, home: Item, base: Item, digits: Iterable[Resource] = ()
+    ) -> "Address":
         """Make the address of a resource.
 
         Args:

@@ -52,7 +52,7 @@ class ResourceLabels:
         return any(may_hold_tree(label) for label in self.labels.split("\n"))
 
     @classmethod
-    def of(cls, labels: Mapping[str, Iterable[str]]) -> "list[ResourceLabels]":
+    def from_labels(cls, labels: Mapping[str, Iterable[str]]) -> "list[ResourceLabels]":
         """Return a row for each session, given its labels."""
         return [cls(session, "\n".join(sorted(set(found)))) for session, found in labels.items()]
 
@@ -134,7 +134,7 @@ async def image_labels(xnat: Xnat, project: str) -> list[ResourceLabels]:
         found = await xnat.scans_of_project(project, shared=shared)
         return {session: set().union(*scans.labels.values()) for session, scans in found.items()}
 
-    return ResourceLabels.of(await _with_shared(labels))
+    return ResourceLabels.from_labels(await _with_shared(labels))
 
 
 async def session_labels(xnat: Xnat, project: str) -> list[ResourceLabels]:
@@ -153,7 +153,7 @@ async def session_labels(xnat: Xnat, project: str) -> list[ResourceLabels]:
             found.setdefault(session, set()).add(row.text(RESOURCE_LABEL))
         return found
 
-    return ResourceLabels.of(await _with_shared(labels))
+    return ResourceLabels.from_labels(await _with_shared(labels))
 
 
 async def _with_shared(labels: Callable[[bool], Awaitable[Labels]]) -> Labels:

@@ -203,7 +203,7 @@ class Catalogues(Sequence[FileRow]):
         self._end_run(catalogue, start)
 
     @classmethod
-    def of(cls, rows: Iterable[FileRow]) -> "Catalogues":
+    def from_rows(cls, rows: Iterable[FileRow]) -> "Catalogues":
         """Build a table of the rows of another one. The homes of the resources are lost."""
         made = cls()
         for row in rows:

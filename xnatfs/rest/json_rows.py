@@ -18,7 +18,7 @@ from typing import Any
 
 from xnatfs.common.sanitize import loads
 
-Cells = dict[str, Any]
+JsonRow = dict[str, Any]
 
 
 class NotAList(ValueError):
@@ -62,7 +62,7 @@ class Table:
         self._decode: Callable[[bytes, bool], str] = codecs.getincrementaldecoder("utf-8")("surrogatepass").decode
         self._text = ""
         self._at = 0  # the text before it was parsed
-        self._rows: list[Cells] = []
+        self._rows: list[JsonRow] = []
         self._listed = False
         self._step: Callable[[], bool] = self._begin
         self._pieces: list[str] = []  # of a document that is parsed once it is complete
@@ -70,7 +70,7 @@ class Table:
         self._wanted = 0  # characters of text at which the next attempt to parse is worthwhile
         self._bytes = self._count = 0
 
-    def feed(self, data: bytes) -> list[Cells]:
+    def feed(self, data: bytes) -> list[JsonRow]:
         """Add bytes, and return the rows that they complete."""
         self._bytes += len(data)
         self._text = self._text[self._at :] + self._decode(data, False)
@@ -94,7 +94,7 @@ class Table:
             raise ValueError("no row ends, or what follows them does not")
         self._wanted = 2 * left if left > _LONG_ROW_CHARACTERS else 0
 
-    def close(self) -> list[Cells]:
+    def close(self) -> list[JsonRow]:
         """End the list, and return the remaining rows. A document that is not a list is detected here at the latest."""
         self._text += self._decode(b"", True)
         self._rows = []
@@ -192,7 +192,7 @@ class Table:
         return False
 
 
-def _rows_of(document: Any) -> list[Cells]:
+def _rows_of(document: Any) -> list[JsonRow]:
     result = document.get("ResultSet") if isinstance(document, dict) else None
     rows = result.get("Result") if isinstance(result, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

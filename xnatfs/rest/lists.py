@@ -11,12 +11,12 @@ from xnatfs.common.errors import BadReply
 from xnatfs.http.documents import fetch
 from xnatfs.http.transport import Transport
 from xnatfs.rest.file_table import Catalogues
-from xnatfs.rest.json_rows import MOST_BYTES, MOST_ROWS, Cells, NotAList, Table
+from xnatfs.rest.json_rows import MOST_BYTES, MOST_ROWS, JsonRow, NotAList, Table
 from xnatfs.rest.models import SCAN_COLUMNS, SCAN_LABEL, Row, Scan
 
 R = TypeVar("R")
 # The object that a list becomes, and the function that puts rows into it.
-Collected = tuple[R, Callable[[list[Cells]], None]]
+Collected = tuple[R, Callable[[list[JsonRow]], None]]
 
 
 class Limits(NamedTuple):
@@ -88,7 +88,7 @@ class Lists:
         return found
 
 
-async def _parse(table: Table, chunks: AsyncGenerator[bytes], take: Callable[[list[Cells]], None]) -> int:
+async def _parse(table: Table, chunks: AsyncGenerator[bytes], take: Callable[[list[JsonRow]], None]) -> int:
     """Parse a list as it arrives, pass its rows to `take`, and return their number."""
     count = 0
     async for chunk in chunks:
@@ -113,7 +113,7 @@ class JoinedScans:
         return len(self.scans)
 
     @classmethod
-    def of(cls, scans: Iterable[Scan]) -> Self:
+    def from_scans(cls, scans: Iterable[Scan]) -> Self:
         """Build the scans of a session from its own list, for comparison."""
         return cls({scan.id: replace(scan, xsi_type="", frames=None) for scan in scans})
 

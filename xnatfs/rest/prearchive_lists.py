@@ -32,7 +32,7 @@ class Revision(NamedTuple):
     changed: str  # when, as the server writes it
 
     @classmethod
-    def of(cls, session: PrearchiveSession) -> Self:
+    def from_session(cls, session: PrearchiveSession) -> Self:
         return cls(*session.key, session.row.get("lastmod"))
 
     @property
@@ -105,7 +105,7 @@ async def _confirm(xnat: "Xnat", revision: Revision) -> None:
         raise NotFound(f"{name} is no longer in the prearchive")
     if found.busy:
         raise busy(found)
-    if Revision.of(found) != revision:
+    if Revision.from_session(found) != revision:
         raise Stale(f"{name} has changed in the prearchive: list it again")
 
 

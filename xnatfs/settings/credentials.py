@@ -64,7 +64,7 @@ def check_username(username: str) -> None:
 
 def find_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> Credentials:
     """Find the login for this server, or prompt for it. Raises LoginRequired, and ConfigError for a broken ~/.netrc."""
-    found = kept_credentials(url, profile, environ)
+    found = load_credentials(url, profile, environ)
     return found or ask(url, wanted_user(url, profile, environ), environ, provider_of(url, profile))
 
 
@@ -91,7 +91,7 @@ def _of_server(url: str, profile: Profile) -> Profile:
     return profile if is_same_server(profile.url, url) else Profile("")
 
 
-def kept_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> Credentials | None:
+def load_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> Credentials | None:
     """Return the stored login for this server, or None. Raises ConfigError for a broken ~/.netrc."""
     profile = _of_server(url, profile)
     provider = profile.provider
@@ -102,10 +102,10 @@ def kept_credentials(url: str, profile: Profile, environ: Mapping[str, str]) -> 
     if username and is_profiles_user and profile.password:
         return Credentials(username, profile.password, "profile", provider=provider)
     if username and is_profiles_user and profile.password_source == "keyring":
-        kept = _keyring(lambda keyring: keyring.get_password(KEYRING_SERVICE, keyring_entry(profile)))
-        if kept:
-            return Credentials(username, kept, "keyring", provider=provider)
-    for entry in (kept_token(url), _netrc_entry(url)):
+        stored = _keyring(lambda keyring: keyring.get_password(KEYRING_SERVICE, keyring_entry(profile)))
+        if stored:
+            return Credentials(username, stored, "keyring", provider=provider)
+    for entry in (load_token(url), _netrc_entry(url)):
         if entry and username.lower() in ("", entry.user.lower()):
             return entry if entry.source == "token" else replace(entry, provider=provider)
     return None
@@ -120,7 +120,7 @@ def keyring_entry(profile: Profile) -> str:
     return f"{profile.name}@{profile.url}"
 
 
-def keep_password(profile: Profile, password: str) -> bool:
+def store_password(profile: Profile, password: str) -> bool:
     """Store a profile's password in the keyring; return False if this machine has none."""
 
     def put(keyring: Any) -> bool:
@@ -141,7 +141,7 @@ def _keyring(act: Callable[[Any], T]) -> T | None:
         return None
 
 
-def keep_token(url: str, username: str, alias: str, secret: str) -> None:
+def store_token(url: str, username: str, alias: str, secret: str) -> None:
     """Store an alias token for this server. Raises OSError."""
     cells = {"url": url, "username": username, "alias": alias, "secret": secret}
     write_private(_token_path(url), json.dumps(cells))
@@ -151,7 +151,7 @@ def forget_token(url: str) -> None:
     _token_path(url).unlink(missing_ok=True)
 
 
-def kept_token(url: str) -> Credentials | None:
+def load_token(url: str) -> Credentials | None:
     """Return the alias token stored for this server, which may have expired."""
     try:
         cells = loads(_token_path(url).read_bytes())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from xnatfs.common.errors import ConfigError, LoginRequired
 from xnatfs.settings.config import Config
-from xnatfs.settings.credentials import Credentials, find_credentials, kept_credentials, login_variables, wanted_user
+from xnatfs.settings.credentials import Credentials, find_credentials, load_credentials, login_variables, wanted_user
 from xnatfs.settings.credentials_file import read_credentials
 from xnatfs.settings.session_store import SessionStore, is_session_id
 
@@ -71,7 +71,7 @@ def mount_login(config: Config, file: Path | None, credentials: Credentials | No
 
 def find_login_again(config: Config, file: Path | None) -> Credentials | None:
     """Find the login without a prompt; None if there is none. Raises ConfigError."""
-    return read_credentials(file) if file else kept_credentials(config.url, config.profile, login_environment(config))
+    return read_credentials(file) if file else load_credentials(config.url, config.profile, login_environment(config))
 
 
 def find_login(config: Config, before_asking: Callable[[], object] = lambda: None) -> Credentials | None:
@@ -80,9 +80,9 @@ def find_login(config: Config, before_asking: Callable[[], object] = lambda: Non
     `before_asking` is called before the prompt, and raises if the command would fail anyway.
     """
     environ = login_environment(config)
-    kept = kept_credentials(config.url, config.profile, environ)
-    if kept or session_store(config).find():
-        return kept
+    stored = load_credentials(config.url, config.profile, environ)
+    if stored or session_store(config).find():
+        return stored
     before_asking()
     try:
         return find_credentials(config.url, config.profile, environ)

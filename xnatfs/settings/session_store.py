@@ -89,14 +89,14 @@ class SessionStore:
         """
         if self._given and self._given not in dead:
             return StoredSession(self._given, self.url, self.username, self._now(), self._now(), NEVER_SECONDS)
-        return self.find_kept(dead, ended=ended)
+        return self.find_stored(dead, ended=ended)
 
-    def find_kept(self, dead: frozenset[str] = frozenset(), *, ended: bool = False) -> StoredSession | None:
+    def find_stored(self, dead: frozenset[str] = frozenset(), *, ended: bool = False) -> StoredSession | None:
         """Find a session as `find` does, but never the one from the environment, which must not be replaced."""
         found = [stored for path in self._files() if (stored := _read(path)) and self._suits(stored, dead, ended)]
         return max(found, key=lambda stored: stored.used, default=None)
 
-    def keep(self, token: str, idle: float, username: str = "") -> None:
+    def save(self, token: str, idle: float, username: str = "") -> None:
         """Store a session that has just begun, under this user name if it is known by now. Raises OSError."""
         now = self._now()
         session = StoredSession(token, self.url, username or self.username, now, now, idle)

@@ -149,7 +149,7 @@ def _publish(arrived: list[Arrived]) -> list[Written | Exception]:
 def _named(arrived: Arrived) -> Written | Exception:
     draft = arrived.draft
     try:
-        return Written.of(draft.publish(arrived.missing.before), draft.md5(), arrived.stamp)
+        return Written.from_stat(draft.publish(arrived.missing.before), draft.md5(), arrived.stamp)
     except (Edited, OSError) as error:
         draft.discard()
         return error

@@ -55,7 +55,7 @@ class Image:
 
 
 @dataclass
-class Found:
+class DicomFiles:
     """Contents of a folder or an archive."""
 
     images: list[Image] = field(default_factory=list)
@@ -79,9 +79,9 @@ class _Member:
     open: Callable[[], BinaryIO]
 
 
-def find(path: Path) -> Found:
+def find(path: Path) -> DicomFiles:
     """Find all that is below a folder, in an archive or in one file. Raises ConfigError if it cannot be read."""
-    found = Found()
+    found = DicomFiles()
     instances: set[str] = set()
     try:
         for member in _members(path, found):
@@ -102,7 +102,7 @@ def find(path: Path) -> Found:
     return found
 
 
-def _members(path: Path, found: Found) -> Iterator[_Member]:
+def _members(path: Path, found: DicomFiles) -> Iterator[_Member]:
     if path.is_dir():
         return _in_folder(path)
     with open(path, "rb") as file:
@@ -200,7 +200,7 @@ class _Section(io.RawIOBase):
         super().close()
 
 
-def _sort(member: _Member, found: Found, instances: set[str]) -> None:
+def _sort(member: _Member, found: DicomFiles, instances: set[str]) -> None:
     """Add a file to the images, the others, the copies or the broken ones, by its content."""
     with member.open() as file:
         head = file.read(HEAD_BYTES)

@@ -69,7 +69,7 @@ def inspect(target: Path, digest: str, written: Written | None) -> tuple[LocalSt
     if not S_ISREG(status.st_mode):
         raise FileExistsError(errno.EEXIST, "exists already, and is not a regular file", str(target))
     held = written.md5 if written and written.is_untouched(status) else md5(target)
-    now = Written.of(status, held)
+    now = Written.from_stat(status, held)
     if held == digest:
         return LocalState.RIGHT, now
     if written and held == written.md5:

@@ -28,9 +28,9 @@ from xnatfs.common.sanitize import loads
 
 FOLDER = ".xnatctl"
 # Seconds between two attempts at the lock: not noticed by a person, and no load for a file server.
-LOCK_POLL = 0.2
+LOCK_POLL_SECONDS = 0.2
 # Seconds that the holder of the lock may be stopped (Ctrl-Z) until a command that waits for the lock gives up.
-STOPPED_TIMEOUT = 10.0
+STOPPED_TIMEOUT_SECONDS = 10.0
 # Errors of flock on a file system without locks. Drafts have unique names there, too, so no bytes are lost.
 NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
 # Errors for a record that another account has made, or that is on a disk mounted read-only.
@@ -66,12 +66,12 @@ class Written:
     stamp: str = ""  # Last-Modified, of a file without a digest on the server
 
     @classmethod
-    def of(cls, status: os.stat_result, md5: str, stamp: str = "") -> Self:
+    def from_stat(cls, status: os.stat_result, md5: str, stamp: str = "") -> Self:
         return cls(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, md5, stamp)
 
     def is_untouched(self, status: os.stat_result) -> bool:
         """Return whether a file of this status is the one that was written, with the bytes that were."""
-        return S_ISREG(status.st_mode) and self == self.of(status, self.md5, self.stamp)
+        return S_ISREG(status.st_mode) and self == self.from_stat(status, self.md5, self.stamp)
 
 
 class Manifest:
@@ -246,6 +246,6 @@ async def _lock(descriptor: int, path: Path, on_wait: Callable[[], None]) -> boo
             on_wait()
         if not (other := holder(path)).is_stopped:
             seen_going_on = trio.current_time()
-        elif trio.current_time() - seen_going_on > STOPPED_TIMEOUT:
+        elif trio.current_time() - seen_going_on > STOPPED_TIMEOUT_SECONDS:
             raise Conflict(f"{path.parent.parent} is locked by {other}: let it go on (fg), or kill it")
-        await trio.sleep(LOCK_POLL)
+        await trio.sleep(LOCK_POLL_SECONDS)

@@ -21,10 +21,10 @@ BLOCK = tarfile.BLOCKSIZE
 # The end of a tar: two empty blocks.
 END = bytes(2 * BLOCK)
 # Bytes made in one call of a thread: a call costs 0.1 ms, and more than this is a long pause on a fast line.
-PIECE = 2**20
+BODY_PIECE_BYTES = 2**20
 
 # The level of a zip. On images with noise, level 1 makes 68 % of them at 64 MB/s, level 6 makes 67 % at 28 MB/s.
-COMPRESSION = 1
+ZIP_LEVEL = 1
 
 
 class Piece(NamedTuple):
@@ -80,11 +80,11 @@ def as_zip(parts: Sequence[Part], progress: Progress) -> Sending:
 
     def pieces() -> Generator[Piece]:
         sink = _Sink()
-        archive = zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=COMPRESSION)  # type: ignore[call-overload]
+        archive = zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED, compresslevel=ZIP_LEVEL)  # type: ignore[call-overload]
         for part in parts:
             info = zipfile.ZipInfo(part.name)
             info.compress_type = zipfile.ZIP_DEFLATED
-            setattr(info, "_compresslevel", COMPRESSION)  # noqa: B010  an info of one's own does not inherit it
+            setattr(info, "_compresslevel", ZIP_LEVEL)  # noqa: B010  an info of one's own does not inherit it
             with archive.open(info, "w", force_zip64=part.size >= 2**31) as member:
                 for piece in _read(part, digests):
                     member.write(piece.data)
@@ -131,7 +131,7 @@ def as_file(part: Part, content_type: str, progress: Progress) -> Sending:
 
 
 async def _in_threads(pieces: Generator[Piece], progress: Progress) -> AsyncGenerator[bytes]:
-    """Yield the pieces of a body, made in threads, about PIECE bytes at a time."""
+    """Yield the pieces of a body, made in threads, about BODY_PIECE_BYTES at a time."""
 
     def make() -> Piece:
         made: list[bytes] = []
@@ -139,7 +139,7 @@ async def _in_threads(pieces: Generator[Piece], progress: Progress) -> AsyncGene
         for piece in pieces:
             made.append(piece.data)
             size, read = size + len(piece.data), read + piece.read
-            if size >= PIECE:
+            if size >= BODY_PIECE_BYTES:
                 break
         return Piece(b"".join(made), read)
 
@@ -153,7 +153,7 @@ def _read(part: Part, digests: dict[str, str]) -> Generator[Piece]:
     """Yield the bytes of a file, exactly as many as its stated size. Raises XnatError if it has more or fewer."""
     digest, left = hashlib.md5(usedforsecurity=False), part.size
     with _opened(part) as file:
-        while left >= 0 and (data := file.read(min(PIECE, left + 1))):
+        while left >= 0 and (data := file.read(min(BODY_PIECE_BYTES, left + 1))):
             digest.update(data)
             left -= len(data)
             yield Piece(data if left >= 0 else b"", len(data))

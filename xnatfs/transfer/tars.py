@@ -41,7 +41,7 @@ LARGEST_MEAN_BYTES = 8 * 2**20
 # Of one tar: the server reads all its catalogues before the first byte, and what breaks off is requested again.
 MAX_TAR_FILES, MIN_TAR_BYTES, MAX_TAR_BYTES = 2000, 8 * 2**20, 256 * 2**20
 # Characters of the list of resources in a URL; servers and proxies accept at least 4,000 in all.
-LONGEST_LIST = 1500
+MAX_LIST_CHARACTERS = 1500
 # Bytes that are passed to a thread at a time: a call costs 0.1 ms. Larger members go in pieces. On a slow line, what
 # has arrived is passed on after some seconds.
 BATCH_BYTES, BATCH_SECONDS = 2**20, 0.2
@@ -155,7 +155,9 @@ def _cut(resources: Sequence[_TarResource]) -> Iterator[list[_TarResource]]:
     files = length = bytes_ = 0
     for resource in resources:
         number = len(resource.directory.resource.id) + 1
-        if group and (files + len(resource.files) > MAX_TAR_FILES or length + number > LONGEST_LIST or bytes_ >= most):
+        if group and (
+            files + len(resource.files) > MAX_TAR_FILES or length + number > MAX_LIST_CHARACTERS or bytes_ >= most
+        ):
             yield group
             group, files, length, bytes_ = [], 0, 0, 0
         group.append(resource)
@@ -192,7 +194,7 @@ class _TarTransfer:
         numbers = [resource.directory.resource.id for resource in self._resources]
         try:
             async with self._resources[0].directory.site.xnat.archive(self._item, *numbers) as chunks:
-                names = await TarNames.of([(each.label, each.listed.catalogue) for each in self._resources])
+                names = await TarNames.build([(each.label, each.listed.catalogue) for each in self._resources])
                 async with aclosing(members(chunks)) as archive:
                     async for member in archive:
                         await self._take(member, names, sending)
@@ -217,7 +219,7 @@ class _TarTransfer:
         elif found:  # only the digest identifies the file
             if not all(each.wanted.digest for each in files) or member.size > LARGEST_MEAN_BYTES:
                 return
-            data = await member.rest()
+            data = await member.read_rest()
             digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
             files = [each for each in files if each.wanted.digest == digest]
         missing = next((each for each in files if id(each) not in self._begun), None)
@@ -227,7 +229,7 @@ class _TarTransfer:
         incoming = _Incoming(missing)
         self._open.add(incoming)
         if data is not None or member.size <= BATCH_BYTES:
-            await self._put(incoming, await member.rest() if data is None else data, sending)
+            await self._put(incoming, await member.read_rest() if data is None else data, sending)
             return
         async with aclosing(member.chunks()) as chunks:
             async for chunk in chunks:

@@ -28,7 +28,7 @@ from xnatfs.transfer.copying import Progress
 from xnatfs.transfer.dicom_files import raise_error
 from xnatfs.transfer.local_files import md5
 from xnatfs.transfer.request_bodies import Part, Sending, as_file, as_tar, with_length
-from xnatfs.transfer.upload_session import BATCH
+from xnatfs.transfer.upload_session import UPLOAD_BATCH_BYTES
 from xnatfs.tree.file_source import FileSource
 
 # Sites that require a reason for every change refuse a change without one.
@@ -46,7 +46,7 @@ class Local:
 
 
 @dataclass
-class Report:
+class UploadReport:
     """Result of an upload. `files` counts those that the server has afterwards, verified."""
 
     files: int = 0
@@ -114,7 +114,9 @@ def _local(path: Path, name: str) -> Local:
         raise ConfigError(f"{path}: {error.strerror}") from None
 
 
-async def upload(target: ResourceTarget, files: Sequence[Local], *, overwrite: bool, progress: Progress) -> Report:
+async def upload(
+    target: ResourceTarget, files: Sequence[Local], *, overwrite: bool, progress: Progress
+) -> UploadReport:
     """Send the files that the server does not hold yet, and verify them by its listing afterwards.
 
     Args:
@@ -169,7 +171,7 @@ async def _listed(target: ResourceTarget) -> dict[str, FileRow]:
 async def _held(target: ResourceTarget, files: Sequence[Local], there: Mapping[str, FileRow]) -> frozenset[str]:
     """Return the names of the files that the server holds with these bytes. Files without a digest are fetched."""
     held: set[str] = set()
-    groups, where = Catalogues.of(there.values()).groups, tuple(target.item)
+    groups, where = Catalogues.from_rows(there.values()).groups, tuple(target.item)
 
     async def compare(file: Local, row: FileRow) -> None:
         address = Address(where, where, row.resource_id, target.label, archived_at=where)
@@ -206,7 +208,7 @@ def _batches(files: Sequence[Local]) -> list[list[Local]]:
     made: list[list[Local]] = []
     size = 0
     for file in files:
-        if not made or size + file.size > BATCH:
+        if not made or size + file.size > UPLOAD_BATCH_BYTES:
             made.append([])
             size = 0
         made[-1].append(file)
@@ -258,12 +260,12 @@ def _duplicates(text: str) -> list[str]:
 
 async def _check(
     target: ResourceTarget, files: Sequence[Local], todo: Sequence[Local], before: dict[str, FileRow]
-) -> Report:
+) -> UploadReport:
     """Compare the server's listing now with the files that it should hold.
 
     Name and length of a replaced file may be those of the old one: without a digest its bytes are compared.
     """
-    report = Report(up_to_date=len(files) - len(todo))
+    report = UploadReport(up_to_date=len(files) - len(todo))
     after = await _listed(target) if todo else before
     sent, replaced = frozenset(todo), frozenset(file for file in todo if file.name in before)
     held = await _held(target, list(replaced), after)

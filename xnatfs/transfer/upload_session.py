@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Overwrite = Literal["none", "append", "delete"]
 
 # Bytes in a batch: what is lost when a connection breaks, and what a proxy in front of the server normally accepts.
-BATCH = 64 * 2**20
+UPLOAD_BATCH_BYTES = 64 * 2**20
 PARALLEL_BATCHES = 4
 
 # Messages of the server for a condition that passes by itself: two requests concerned one session.

@@ -230,7 +230,7 @@ async def _believe(blob: Blob, digest: str) -> None:
     """
     try:
         if digest:
-            await blob.verdict()
+            await blob.wait_until_verified()
         else:
             await blob.read(0, 1)
     except BaseException:

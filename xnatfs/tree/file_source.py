@@ -27,7 +27,7 @@ from xnatfs.rest.models import FileRow
 
 # In bytes. A member that only its content distinguishes from others is held in memory until it is identified. A larger
 # file is requested by its number.
-LARGEST_HELD = 32 * 2**20
+MAX_HELD_BYTES = 32 * 2**20
 
 
 @dataclass(slots=True)
@@ -131,7 +131,7 @@ class FileSource:
             raise NotFound("another resource has its name in there, and its files are not listed")
         together = [(address.label or address.resource, catalogue_of(self.groups, address.resource))]
         together += [(rival.label, catalogue_of(self.groups, rival.id)) for rival in address.rivals]
-        names = await TarNames.of(together, self.row.path)
+        names = await TarNames.build(together, self.row.path)
         clashes: dict[str, _Clash] = {}
         async with AsyncExitStack() as reading:
             chunks = await reading.enter_async_context(self.xnat.archive(address.archived_at, address.resource))
@@ -148,8 +148,8 @@ class FileSource:
                     continue
                 clash = clashes.setdefault(member.name, _Clash(found))
                 clash.sizes.append(member.size)
-                if member.size <= LARGEST_HELD and self.row.size in (None, member.size):
-                    content = await member.rest()
+                if member.size <= MAX_HELD_BYTES and self.row.size in (None, member.size):
+                    content = await member.read_rest()
                     if await self._has_its_digest(content):
                         return await _whole(content, opening)
                     if self.row.size is not None and len(clash.contents) < 2:  # two already prove a conflict

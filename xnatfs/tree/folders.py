@@ -10,7 +10,7 @@ from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.models import FileRow
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.names import are_simple, escape, shorten, split
-from xnatfs.tree.node import Children, Dir, Listed, Node, NodesByPlace
+from xnatfs.tree.node import Children, Dir, LazyNodes, Node, NodesByPlace
 from xnatfs.tree.resource_files import ResourceFiles
 from xnatfs.tree.resource_view import ResourceView
 
@@ -24,7 +24,7 @@ FILES_AT_ONCE = 100
 Inner = tuple[str, ...]
 
 
-class Folder(Listed):
+class Folder(LazyNodes):
     """One folder: the folders in it, then its files in the order of the catalogue."""
 
     __slots__ = ("_places", "aliases", "dirs", "files", "is_plain", "node")

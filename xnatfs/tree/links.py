@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from xnatfs.common.errors import BadReply, Denied, NotFound
-from xnatfs.common.tasks import aside
+from xnatfs.common.tasks import run_in_thread_if_large
 from xnatfs.listings.keys import (
     AllExperimentsKey,
     AllSubjectsKey,
@@ -20,14 +20,14 @@ from xnatfs.listings.keys import (
     LinkKey,
     LinksOfProjectKey,
     ListKey,
-    Path,
+    NodePath,
     ProjectsKey,
 )
 from xnatfs.listings.ttl_cache import Expiring, Listing
 from xnatfs.rest.models import Accession
 from xnatfs.site import Site
 from xnatfs.tree.names import expected, file_name, unescape
-from xnatfs.tree.node import Children, Dir, Link, Listed, Node, NodesByPlace
+from xnatfs.tree.node import Children, Dir, LazyNodes, Link, Node, NodesByPlace
 from xnatfs.tree.projects import PROJECT_NAMES, RESOURCES, ProjectDir, Projects, SubjectDir
 from xnatfs.tree.sessions import AssessorsDir, SessionDir
 
@@ -36,7 +36,7 @@ from xnatfs.tree.sessions import AssessorsDir, SessionDir
 class ItemPaths:
     """The paths of items, by accession ID, and which of them their project certainly owns."""
 
-    paths: Mapping[str, Path]
+    paths: Mapping[str, NodePath]
     owned: frozenset[str]
     expires: float
 
@@ -49,7 +49,7 @@ class UnresolvedLink(Link):
 
     __slots__ = ("directory", "row")
 
-    def __init__(self, directory: "LinksDir", name: str, target: Path, row: Accession) -> None:
+    def __init__(self, directory: "LinksDir", name: str, target: NodePath, row: Accession) -> None:
         super().__init__(directory.site, directory, name, target)
         self.directory = directory
         self.row = row
@@ -59,7 +59,7 @@ class UnresolvedLink(Link):
         return self.target
 
 
-class Links(Listed):
+class Links(LazyNodes):
     """The links of one directory, made on demand: there may be hundreds of thousands."""
 
     __slots__ = ("_directory", "_known", "_listing", "_names", "_rows", "paths")
@@ -70,7 +70,7 @@ class Links(Listed):
         self._rows: dict[str, Accession] = {}  # by the name of the link
         self._names: list[str] = []
         self._known = known
-        self.paths: dict[str, Path] = {}  # known paths by accession ID: in the project that owns the item, or another
+        self.paths: dict[str, NodePath] = {}  # by accession ID: in the project that owns the item, or another
 
     def fill(self) -> None:
         """Fill the table project by project. Items that only a project's listings report, being shared, come last.
@@ -149,7 +149,7 @@ class LinksDir(Dir):
         if isinstance(kept, Children) and isinstance(kept.nodes, Links) and kept.nodes.is_of(listing, known):
             return kept
         links = Links(self, listing, known)
-        await aside(len(listing) + sum(map(len, known)), links.fill)
+        await run_in_thread_if_large(len(listing) + sum(map(len, known)), links.fill)
         made_of: list[Expiring] = [await self.site.projects(), listing, *known]
         children = Children(links, min(each.expires for each in made_of))
         self.site.metadata.put(ChildrenKey(self.path), children)
@@ -176,29 +176,29 @@ class LinksDir(Dir):
         path, certain = self.likely_path(row, links)
         return Link(self.site, self, name, path) if certain else UnresolvedLink(self, name, path, row)
 
-    def likely_path(self, row: Accession, links: Links) -> tuple[Path, bool]:
+    def likely_path(self, row: Accession, links: Links) -> tuple[NodePath, bool]:
         """Return the path of an item, by a cached listing or else by its labels, and whether it is certain."""
         path, owner = links.paths.get(row.id), file_name(row.project)
         if path is None:
             return self.path_by_labels(row, owner, links), False
         return path, not row.project or path[1] == owner
 
-    async def locate(self, row: Accession) -> Path:
+    async def locate(self, row: Accession) -> NodePath:
         """Find the path of an item in the site's list."""
         try:
             return await self.in_owner(row)
         except (NotFound, Denied):
             return await self._path(row.id, await self._known())
 
-    def path_by_labels(self, row: Accession, owner: str, links: Links) -> Path:
+    def path_by_labels(self, row: Accession, owner: str, links: Links) -> NodePath:
         """Return the path that the labels of a row make. Subclasses implement it."""
         raise NotImplementedError(type(self).__name__)
 
-    async def in_owner(self, row: Accession) -> Path:
+    async def in_owner(self, row: Accession) -> NodePath:
         """Return the path of an item in the project that owns it. Raises NotFound, Denied."""
         return await self.path_in(row.project, row.id)
 
-    async def _path(self, accession: str, known: Sequence[ItemPaths]) -> Path:
+    async def _path(self, accession: str, known: Sequence[ItemPaths]) -> NodePath:
         """Return the path of an item, without a request if the cached listings are certain."""
         found = [project for project in known if accession in project.paths]
         if len(found) == 1 and accession in found[0].owned:
@@ -240,11 +240,11 @@ class LinksDir(Dir):
         """Collect the items of one project from its directory. Subclasses implement it."""
         raise NotImplementedError(type(self).__name__)
 
-    async def resolve(self, accession: str) -> Path:
+    async def resolve(self, accession: str) -> NodePath:
         """Request the project of an item, and return its path. Raises NotFound. Subclasses implement it."""
         raise NotImplementedError(type(self).__name__)
 
-    async def path_of(self, owner: str, accession: str) -> Path:
+    async def path_of(self, owner: str, accession: str) -> NodePath:
         """Return the path of an item in its project or, if access to that is denied, in one that it is shared into."""
         try:
             return await self.path_in(owner, accession)
@@ -254,7 +254,7 @@ class LinksDir(Dir):
                     return await self.path_in(row.get("ID"), accession)
             raise
 
-    async def path_in(self, project: str, accession: str) -> Path:
+    async def path_in(self, project: str, accession: str) -> NodePath:
         path = (await self.in_project(project)).paths.get(accession)
         if path is None:
             raise NotFound(f"{accession} is not visible in its project {project}")
@@ -273,7 +273,7 @@ class SubjectLinks(LinksDir):
 
     key = AllSubjectsKey()
 
-    def path_by_labels(self, row: Accession, owner: str, links: Links) -> Path:
+    def path_by_labels(self, row: Accession, owner: str, links: Links) -> NodePath:
         return ("projects", owner, expected(row.label, row.id, PROJECT_NAMES))
 
     async def collect(self, project_dir: ProjectDir) -> ItemPaths:
@@ -284,7 +284,7 @@ class SubjectLinks(LinksDir):
             (await project_dir.children()).expires,
         )
 
-    async def resolve(self, accession: str) -> Path:
+    async def resolve(self, accession: str) -> NodePath:
         fields = (await self.site.xnat.item("subjects", accession)).fields
         return await self.path_of(fields.get("project", ""), accession)
 
@@ -296,7 +296,7 @@ class ExperimentLinks(LinksDir):
 
     key = AllExperimentsKey()
 
-    def path_by_labels(self, row: Accession, owner: str, links: Links) -> Path:
+    def path_by_labels(self, row: Accession, owner: str, links: Links) -> NodePath:
         if row.session:
             session = links.row(row.session)
             # An item that has a session is no session itself: two that name each other would be followed for ever.
@@ -305,7 +305,7 @@ class ExperimentLinks(LinksDir):
         subject = expected(row.subject_label, row.subject, PROJECT_NAMES)
         return ("projects", owner, subject, expected(row.label, row.id, {RESOURCES}))
 
-    async def in_owner(self, row: Accession) -> Path:
+    async def in_owner(self, row: Accession) -> NodePath:
         if not row.session:
             return await super().in_owner(row)
         return await self._assessor(await self.path_in(row.project, row.session), row.id)
@@ -319,7 +319,7 @@ class ExperimentLinks(LinksDir):
         listing = await self.site.experiments(project_dir.project.id)
 
         def make() -> ItemPaths:
-            paths: dict[str, Path] = {}
+            paths: dict[str, NodePath] = {}
             owned: set[str] = set()
             for subject in subjects:
                 found = {row.id: (*subject.path, name) for name, row in subject.named(listing).items()}
@@ -328,16 +328,16 @@ class ExperimentLinks(LinksDir):
                     owned.update(found)
             return ItemPaths(paths, frozenset(owned), listing.expires)
 
-        return await aside(len(listing), make)
+        return await run_in_thread_if_large(len(listing), make)
 
-    async def resolve(self, accession: str) -> Path:
+    async def resolve(self, accession: str) -> NodePath:
         fields = (await self.site.xnat.item("experiments", accession)).fields
         project, session = fields.get("project", ""), fields.get("imageSession_ID", "")
         if not session:
             return await self.path_of(project, accession)
         return await self._assessor(await self.path_of(project, session), accession)
 
-    async def _assessor(self, session_path: Path, accession: str) -> Path:
+    async def _assessor(self, session_path: NodePath, accession: str) -> NodePath:
         node: Node = self.projects
         for name in session_path[1:]:
             assert isinstance(node, Dir)

@@ -26,7 +26,7 @@ _SIMPLE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}(?:/[A-Za-z0-9_-][A-Za
 _SIMPLE_NAMES = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200}(?:\n[A-Za-z0-9_-][A-Za-z0-9_. -]{0,200})*")
 
 # Levels of folders below a resource. No program can open a path of more than 4096 bytes, and each level costs memory.
-DEEPEST = 100
+MAX_PATH_LEVELS = 100
 
 T = TypeVar("T")
 
@@ -161,13 +161,13 @@ def split(path: str) -> tuple[str, ...]:
     """Split a catalogue path into names, one per folder level.
 
     An empty segment, which cannot be a folder, adds its slash to the next name (or, at the end, to the one before).
-    The rest of a path below DEEPEST levels is one name, with its slashes.
+    The rest of a path below MAX_PATH_LEVELS is one name, with its slashes.
     """
-    if _SIMPLE.fullmatch(path) and path.count("/") < DEEPEST:
+    if _SIMPLE.fullmatch(path) and path.count("/") < MAX_PATH_LEVELS:
         return tuple(path.split("/"))
     names: list[str] = []
     pending = ""
-    for segment in path.split("/", DEEPEST - 1):
+    for segment in path.split("/", MAX_PATH_LEVELS - 1):
         if segment:
             names.append(file_name(pending + segment))
             pending = ""

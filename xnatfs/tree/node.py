@@ -25,10 +25,10 @@ INODE_BITS = 53
 
 # Shown where the server states no date (projects): 2000-01-01, as rclone does. The time of the mount would be another
 # one each time, and `rsync -a` would copy everything again.
-UNDATED = 946_684_800.0  # seconds since the epoch
+UNDATED_EPOCH_SECONDS = 946_684_800.0  # seconds since the epoch
 
 
-class Listed(Mapping[str, "Node"]):
+class LazyNodes(Mapping[str, "Node"]):
     """Nodes by name that are made when they are looked up."""
 
     __slots__ = ()
@@ -71,7 +71,7 @@ class Children:
 
     def listed(self) -> Sequence["Node"]:
         """Return `nodes`, to be listed from any place on. In a large directory, nodes are made one by one."""
-        return self.nodes.listed() if isinstance(self.nodes, Listed) else list(self.nodes.values())
+        return self.nodes.listed() if isinstance(self.nodes, LazyNodes) else list(self.nodes.values())
 
 
 class Node:
@@ -125,7 +125,7 @@ class Node:
 
     def modified(self) -> float:
         """Return the time that the server states, else that of the item above, in seconds since the epoch."""
-        return self.parent.modified() if self.parent else UNDATED
+        return self.parent.modified() if self.parent else UNDATED_EPOCH_SECONDS
 
     def modified_ns(self) -> int:
         """Return it in nanoseconds; those below a millisecond distinguish the versions of a file."""
@@ -139,10 +139,10 @@ class Node:
         """Return all metadata, also those that lists of many items lack: may cost a request."""
         return self.xattrs()
 
-    def stale(self) -> float:
+    def get_stale_time(self) -> float:
         """Return when a node that is served stale was fetched, in seconds since the epoch; 0 for a fresh one."""
-        above = self.parent.stale() if self.parent else 0.0
-        times = [above, *(self.site.stale(key) for key in self.sources())]
+        above = self.parent.get_stale_time() if self.parent else 0.0
+        times = [above, *(self.site.get_stale_time(key) for key in self.sources())]
         return min(filter(None, times), default=0.0)
 
     def sources(self) -> Sequence[ListKey]:

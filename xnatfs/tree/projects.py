@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 
-from xnatfs.common.tasks import aside
+from xnatfs.common.tasks import run_in_thread_if_large
 from xnatfs.listings.keys import ExperimentsKey, ListKey, ProjectsKey, SubjectsKey
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.rest.models import Experiment, Project, Subject
@@ -56,11 +56,13 @@ class ProjectDir(Dir):
         return {"id": row.id, "label": row.secondary_id, "name": row.name, "uri": f"/data/projects/{row.id}"}
 
     async def load(self) -> Children:
-        subjects, experiments = await self.site.people(self.project.id)
+        subjects, experiments = await self.site.list_subjects_and_experiments(self.project.id)
         files = {
             node.name: node for node in project_files(self, self.project.id)
         }  # not in a thread: they are looked up
-        return await aside(len(subjects) + len(experiments), lambda: self._make(subjects, experiments, files))
+        return await run_in_thread_if_large(
+            len(subjects) + len(experiments), lambda: self._make(subjects, experiments, files)
+        )
 
     def _make(
         self, subjects: Listing[Subject], experiments: Listing[Experiment], files: Mapping[str, Node]

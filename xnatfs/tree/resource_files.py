@@ -25,7 +25,7 @@ RESOURCE_BITS, PLACE_BITS = 32, 20
 # Where a listing gives a reason to doubt its sizes, so many are requested before any is shown, in one batch of HEADs:
 # if one is wrong, each of the others is requested as well. After so many resources without a wrong one, the listings
 # of this server are not doubted any more.
-SAMPLE, RIGHT_ENOUGH = 32, 4
+SAMPLED_FILES, MIN_RIGHT_RESOURCES = 32, 4
 
 
 class ResourceFiles:
@@ -62,11 +62,11 @@ class ResourceFiles:
         It is if the stated total differs, or if some entries have no digest, and so are older than others.
         """
         site, resource, catalogue = self.site, self.resource_dir.resource, self.catalogue
-        if catalogue.resource_id in site.sizes_right or sum(site.sizes_right.values()) >= RIGHT_ENOUGH:
+        if catalogue.resource_id in site.sizes_right or sum(site.sizes_right.values()) >= MIN_RIGHT_RESOURCES:
             return ()
         stated = resource.file_size if resource.file_count == len(catalogue) else None
         if stated and catalogue.total() not in (None, stated):
-            return range(min(len(catalogue), SAMPLE))
+            return range(min(len(catalogue), SAMPLED_FILES))
         return catalogue.lacking_digests
 
     async def measure(self, place: int) -> int:

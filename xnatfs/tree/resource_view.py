@@ -17,7 +17,7 @@ from xnatfs.tree.node import Children, Dir
 SCANS_NAMES = ("scans", "SCANS")  # of the directory of a session's scans, by view
 # A file that is listed and unavailable is lost if the listing is younger than this, in seconds; an older listing is
 # requested again, to distinguish a lost file from a deleted one.
-LOST_IF_LISTED_WITHIN = 10.0
+LOST_IF_LISTED_WITHIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class ResourceView(Dir):
     async def young_listing(self) -> Listing[FileRow]:
         """Return a listing so young that a file in it is lost, and not deleted, if it is unavailable."""
         listing = await self.listing()
-        if now() - listing.fetched <= LOST_IF_LISTED_WITHIN:
+        if now() - listing.fetched <= LOST_IF_LISTED_WITHIN_SECONDS:
             return listing
         self.site.metadata.forget(self.files_key)
         return await self.listing()

@@ -47,7 +47,7 @@ class ResourcesDir(Dir):
         resources, place = listing.groups.get(self.place.group, ()), self.place
         for name, row in by_label(resources, self.reserved).items():
             if self.site.views.shows_resource(row.label):
-                address = Address.of(row, place.item, place.home, place.base, digits)
+                address = Address.for_resource(row, place.item, place.home, place.base, digits)
                 yield ResourceDir(self, name, place, row, address)
 
     def sources(self) -> Sequence[ListKey]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from scripts.benchmarks import archives, peers, rig
 from scripts.benchmarks.cases.bench import Bench
 from scripts.benchmarks.report import Row
-from scripts.benchmarks.rig import NotToBeHad
+from scripts.benchmarks.rig import MeasurementFailed
 
 FIND = "find {} -printf '%s\\n'"
 LS = "ls -l {}"
@@ -53,7 +53,7 @@ def _beside_bare(bench: Bench, folder: Path, count: int, times: int) -> tuple[li
             ours, bare = _in_turn([LS.format(folder), LS.format(mountpoint)], times)
             seen = len(list(mountpoint.iterdir()))
             return ours, bare, [] if seen == count else [f"the bare one shows {seen} entries"]
-    except NotToBeHad as why:
+    except MeasurementFailed as why:
         return _in_turn([LS.format(folder)], times)[0], [], [f"bare pyfuse3: {why}"]
 
 

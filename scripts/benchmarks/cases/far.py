@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.benchmarks import archives, rig
 from scripts.benchmarks.cases.bench import Bench, big_file, same_answers
-from scripts.benchmarks.cases.series import PATIENCE, WRONG, tar_command
+from scripts.benchmarks.cases.series import COMMAND_TIMEOUT_SECONDS, WRONG, tar_command
 from scripts.benchmarks.report import Row
 from scripts.benchmarks.site import Server
 
@@ -52,13 +52,13 @@ def _session(bench: Bench, server: Server, data: Path, count: int) -> tuple[Row,
     rig.discard(out)
     out.mkdir()
     tar = tar_command(server, server.accession("SERIES", archives.SESSION.name), "ALL")
-    theirs = rig.shell(f"{tar} | tar x -C {out}", timeout=PATIENCE)
+    theirs = rig.shell(f"{tar} | tar x -C {out}", timeout=COMMAND_TIMEOUT_SECONDS)
     rig.discard(out)
     with bench.mount(server) as mount:
         before = len(server.requests())
         walk = rig.shell(f"ls -lR {mount.session('SERIES')} > /dev/null")
         asked = server.requests()[before:]
-        ours = rig.shell(f"cp -r {mount.session('SERIES') / 'scans'} {out}", timeout=PATIENCE)
+        ours = rig.shell(f"cp -r {mount.session('SERIES') / 'scans'} {out}", timeout=COMMAND_TIMEOUT_SECONDS)
         right = archives.tree_md5(out) == truth
         wanted = sum(request.data for request in server.requests()[before + len(asked) :])
     rig.discard(out)

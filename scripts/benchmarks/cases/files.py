@@ -12,12 +12,12 @@ from pathlib import Path
 from scripts.benchmarks import archives, peers, rig
 from scripts.benchmarks.cases.bench import Bench, big_file
 from scripts.benchmarks.report import Row
-from scripts.benchmarks.rig import NotToBeHad
+from scripts.benchmarks.rig import MeasurementFailed
 from scripts.benchmarks.site import Server
 
 WRONG = "wrong bytes"
 # rclone and httpdirfs take seconds if they work; a run that hangs is abandoned.
-PATIENCE = 120.0
+READ_TIMEOUT_SECONDS = 120.0
 
 
 @dataclass
@@ -121,13 +121,13 @@ def _peers(bench: Bench, server: Server, data: Path, runs: Runs, ranges: bool) -
         if name not in runs.wrong:
             try:
                 _peer(name, peers.rclone(bench.directory, name, server), data, runs)
-            except NotToBeHad as why:
+            except MeasurementFailed as why:
                 runs.notes.append(f"{name}: {why}")
                 runs.wrong.add(name)
     if ranges and "httpdirfs" not in runs.took and not bench.quick:
         try:
             _peer("httpdirfs", peers.httpdirfs(bench.directory, server), data, runs)
-        except NotToBeHad as why:
+        except MeasurementFailed as why:
             runs.notes.append(f"httpdirfs: {why}")
             runs.took["httpdirfs"] = []  # it is tried once
 
@@ -137,7 +137,7 @@ def _peer(name: str, mounting: "peers.Mounting", data: Path, runs: Runs) -> None
     with mounting as mountpoint:
         path = big_file(mountpoint / "BIG" / archives.SESSION)
         path.stat()
-        took = rig.shell(f"cat {path} > /dev/null", timeout=PATIENCE)
+        took = rig.shell(f"cat {path} > /dev/null", timeout=READ_TIMEOUT_SECONDS)
         if not rig.same(path, big_file(archives.session(data))):
             runs.wrong.add(name)
         runs.took[name].append(took)
@@ -187,8 +187,8 @@ def warm(bench: Bench) -> list[Row]:
         try:
             mountpoint = stack.enter_context(peers.rclone(bench.directory, "rclone, cache", server))
             its = big_file(mountpoint / "BIG" / archives.SESSION)
-            rig.shell(f"cat {its} > /dev/null", timeout=PATIENCE)
-        except NotToBeHad as why:
+            rig.shell(f"cat {its} > /dev/null", timeout=READ_TIMEOUT_SECONDS)
+        except MeasurementFailed as why:
             its = None
             notes.append(f"rclone: {why}")
         asked = len(server.requests())
@@ -201,7 +201,7 @@ def warm(bench: Bench) -> list[Row]:
             pages.append(rig.shell(f"cat {path} > /dev/null"))
             right &= rig.same(path, truth)
             if its is not None:
-                rclone.append(rig.shell(f"cat {its} > /dev/null", timeout=PATIENCE))
+                rclone.append(rig.shell(f"cat {its} > /dev/null", timeout=READ_TIMEOUT_SECONDS))
                 notes += [] if rig.same(its, truth) else [f"rclone: {WRONG}"]
         again = sum(request.data for request in server.requests()[asked:])
     size = bench.big / 1e9

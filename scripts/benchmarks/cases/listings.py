@@ -66,7 +66,7 @@ def find(bench: Bench) -> list[Row]:
 
 
 @dataclass
-class Walk:
+class FindMeasurement:
     """The times and the requests of `find` over a project. `second` is the row of the next mount."""
 
     what: str
@@ -89,7 +89,7 @@ class Walk:
         return count.require(self.right, "other files")
 
 
-def _found(bench: Bench, subjects: int, below: str, delay: float, *, keep: bool = True) -> Walk:
+def _found(bench: Bench, subjects: int, below: str, delay: float, *, keep: bool = True) -> FindMeasurement:
     """Walk a project of subjects with so many sessions each, scans in these and files in those, `below`.
 
     With `keep`, list it from the next mount as well.
@@ -98,20 +98,20 @@ def _found(bench: Bench, subjects: int, below: str, delay: float, *, keep: bool 
     shape = f"{subjects}x{below}"
     truth = {str(path) for path in shaped.paths(shape)}
     what = f"{subjects * sessions} sessions, {subjects * sessions * scans} scans"
-    walk = Walk(f"{what} of {files} files", subjects, [], [], (), True, [])
+    measured = FindMeasurement(f"{what} of {files} files", subjects, [], [], (), True, [])
     with bench.server(delay=delay, replica=True, tls=True, options=["--shape", shape]) as server:
         for turn in range(2):  # the first fills the replica
             server.delay(delay if turn else 0)
             with bench.mount(server, "--ttl", "3600") as mount:
                 before = len(server.requests())
                 seconds, told = rig.output(f"cd {mount.path}/projects && find {shaped.PROJECT}")
-                walk.asked = server.requests()[before:]
+                measured.asked = server.requests()[before:]
                 if turn:
-                    walk.took, walk.bare = [seconds], _bare(bench, mount.path / "projects")
-            walk.right &= {line for line in told.splitlines() if line.endswith(".dcm")} == truth
+                    measured.took, measured.bare = [seconds], _bare(bench, mount.path / "projects")
+            measured.right &= {line for line in told.splitlines() if line.endswith(".dcm")} == truth
         server.delay(SLOW)
-        walk.second += [_second(bench, server, subjects)] if keep else []
-    return walk
+        measured.second += [_second(bench, server, subjects)] if keep else []
+    return measured
 
 
 def _bare(bench: Bench, top: Path) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from scripts.benchmarks import archives, rig
 from scripts.benchmarks.cases.bench import Bench, big_file
-from scripts.benchmarks.cases.series import DELAY, PATIENCE, WRONG, tar_command
+from scripts.benchmarks.cases.series import COMMAND_TIMEOUT_SECONDS, DELAY, WRONG, tar_command
 from scripts.benchmarks.report import Row
 from scripts.benchmarks.requests import connections
 from scripts.benchmarks.rig import Mounted
@@ -91,7 +91,7 @@ def _measured(bench: Bench, server: Server, datas: Sequence[Path], task: Task) -
             rig.drop_pages()
             before = len(server.requests())
             reads = [f"(cat {top / folder}/* | md5sum) &" for top in tops for folder in task.folders]
-            took, said = rig.output(" ".join([*reads, "wait"]), timeout=PATIENCE)
+            took, said = rig.output(" ".join([*reads, "wait"]), timeout=COMMAND_TIMEOUT_SECONDS)
             asked = server.requests()[before:]
         found.right &= sorted(line.split()[0] for line in said.splitlines()) == sorted(truth * task.mounts)
         if turn:

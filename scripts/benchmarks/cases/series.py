@@ -13,13 +13,13 @@ from scripts.benchmarks import archives, peers, rig
 from scripts.benchmarks.cases.bench import Bench, wire
 from scripts.benchmarks.report import Row
 from scripts.benchmarks.requests import Request
-from scripts.benchmarks.rig import SCRIPTS, NotToBeHad
+from scripts.benchmarks.rig import SCRIPTS, MeasurementFailed
 from scripts.benchmarks.site import PASSWORD, USER, Server
 
 DELAY = 0.05
 WRONG = "wrong bytes"
 # rclone and Python clients wait one delay for each file, which adds up to minutes.
-PATIENCE = 900.0
+COMMAND_TIMEOUT_SECONDS = 900.0
 
 
 def series(bench: Bench) -> list[Row]:
@@ -29,7 +29,7 @@ def series(bench: Bench) -> list[Row]:
     archives.in_memory(data)
     try:
         options = ["--schemas", str(peers.schemas(bench.directory))]
-    except NotToBeHad:
+    except MeasurementFailed:
         options = []
     rows = []
     for tls in bench.wires:
@@ -97,10 +97,10 @@ def _rclone(bench: Bench, server: Server, data: Path, ours: Sequence[float]) -> 
     try:
         with peers.rclone(bench.directory, name, server) as mountpoint:
             source = mountpoint / "SERIES" / archives.SESSION / "scans"
-            row.theirs = [rig.shell(f"cp -r {source} {out}", timeout=PATIENCE)]
+            row.theirs = [rig.shell(f"cp -r {source} {out}", timeout=COMMAND_TIMEOUT_SECONDS)]
         if wrong := archives.difference(archives.tree_md5(out), truth):
             row.notes.append(f"{name}: **{wrong}**")
-    except NotToBeHad as why:
+    except MeasurementFailed as why:
         row.notes.append(str(why))
     rig.discard(out)
     return row.at_most(0.1) if row.theirs else row
@@ -115,10 +115,10 @@ def _downloaded(bench: Bench, server: Server, data: Path, one: peers.Transferrer
             command, env = one.command(bench.directory, server)
             rig.discard(out)
             out.mkdir()
-            row.theirs = [rig.shell(f"{command} {out}", env, timeout=PATIENCE)]
+            row.theirs = [rig.shell(f"{command} {out}", env, timeout=COMMAND_TIMEOUT_SECONDS)]
         if archives.contents(out, "*.dcm") != archives.contents(archives.session(data)):  # pyxnat leaves its zip there
             row.notes.append(f"{one.name}: {WRONG}, or other files")
-    except NotToBeHad as why:
+    except MeasurementFailed as why:
         row.notes.append(f"{one.name}: {why}")
     rig.discard(out)
     return row
@@ -131,7 +131,7 @@ def dcm2niix(bench: Bench) -> list[Row]:
     try:
         data = sample_sessions()
     except RealDataError as why:
-        raise NotToBeHad(str(why)) from None
+        raise MeasurementFailed(str(why)) from None
     labels, most = (["Case001"], 4) if bench.quick else (["Case001", "ANONYMIZ"], None)
     archives.in_memory(data)
     sessions = {label: _scans(data / PROJECT / label / label)[:most] for label in labels}

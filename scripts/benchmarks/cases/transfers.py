@@ -10,9 +10,9 @@ from pathlib import Path
 
 from scripts.benchmarks import archives, peers, rig
 from scripts.benchmarks.cases.bench import Bench, wire
-from scripts.benchmarks.cases.series import DELAY, PATIENCE, WRONG, tar_command
+from scripts.benchmarks.cases.series import COMMAND_TIMEOUT_SECONDS, DELAY, WRONG, tar_command
 from scripts.benchmarks.report import Row
-from scripts.benchmarks.rig import SCRIPTS, NotToBeHad
+from scripts.benchmarks.rig import SCRIPTS, MeasurementFailed
 from scripts.benchmarks.site import PASSWORD, USER, Server
 
 
@@ -23,7 +23,7 @@ def download(bench: Bench) -> list[Row]:
     archives.in_memory(data)
     try:
         options = ["--schemas", str(peers.schemas(bench.directory))]
-    except NotToBeHad:
+    except MeasurementFailed:
         options = []
     return [row for tls in bench.wires for row in _downloads(bench, data, tls, options)]
 
@@ -57,7 +57,7 @@ def _into(out: Path, command: str, env: dict[str, str] | None = None) -> float:
     rig.discard(out)
     out.mkdir()
     os.sync()
-    return rig.shell(command, env, timeout=PATIENCE)
+    return rig.shell(command, env, timeout=COMMAND_TIMEOUT_SECONDS)
 
 
 def _peer(bench: Bench, server: Server, data: Path, one: peers.Transferrer, ours: list[float]) -> Row:
@@ -69,7 +69,7 @@ def _peer(bench: Bench, server: Server, data: Path, one: peers.Transferrer, ours
             row.theirs = [*row.theirs, _into(out, f"{command} {out}", env)][-max(turn, 1) :]
         if archives.contents(out, "*.dcm") != archives.contents(archives.session(data)):  # pyxnat leaves its zip there
             row.notes.append(f"{one.name}: {WRONG}, or other files")
-    except NotToBeHad as why:
+    except MeasurementFailed as why:
         row.notes.append(f"{one.name}: {why}")
         return row
     return row.require(row.median < statistics.median(row.theirs))
@@ -106,23 +106,23 @@ def _uploaded(bench: Bench, folder: Path, packed: Path, what: str, tls: bool) ->
             url = f"{server.url}/data/services/import?{query}&dest=/prearchive/projects/MANY"
             curl = f"{server.curl} -u {USER}:{PASSWORD}"
             os.sync()  # what was written before must not be written to disk during the timed run
-            took, place = rig.output(f"{curl} {send} '{url}'", timeout=PATIENCE)
+            took, place = rig.output(f"{curl} {send} '{url}'", timeout=COMMAND_TIMEOUT_SECONDS)
             theirs.append(took)
             committed.append(took + rig.shell(f"{curl} -X POST '{server.url}{place.strip()}?action=commit'"))
             command = f"{SCRIPTS}/xnatctl session upload {folder} -P MANY -S S -E OURS{turn} --prearchive -o json"
             os.sync()
-            took, said = rig.output(command, env, timeout=PATIENCE)
+            took, said = rig.output(command, env, timeout=COMMAND_TIMEOUT_SECONDS)
             ours.append(took)
             right &= f'"sent": {len(list(folder.iterdir()))}' in said
             try:
                 words, env = peers.UPLOADER.command(bench.directory, server)
                 os.sync()
-                took = rig.shell(words.format(folder, f"PEERS{turn}"), env, timeout=PATIENCE)
+                took = rig.shell(words.format(folder, f"PEERS{turn}"), env, timeout=COMMAND_TIMEOUT_SECONDS)
                 told = rig.output(f"{curl} '{server.url}/data/prearchive/projects/MANY?format=json'")[1]
                 rows = json.loads(told)["ResultSet"]["Result"]
                 (place,) = (row["url"] for row in rows if row["name"] == f"PEERS{turn}")
                 peer.append(took + rig.shell(f"{curl} -X POST '{server.url}/data{place}?action=commit'"))
-            except NotToBeHad as why:
+            except MeasurementFailed as why:
                 notes = [f"{peers.UPLOADER.name}: {why}"]
     what += wire(server)
     limits = [

@@ -48,7 +48,7 @@ async def mounted(line: Line, directory: Path, ttl: float = TTL) -> AsyncIterato
                 await site.xnat.log_in()
         else:
             await site.xnat.log_in()
-        site.stay(offline=True)
+        site.start_background_tasks(offline=True)
         yield site
 
 
@@ -73,7 +73,7 @@ async def test_a_dataset_that_was_read_is_there_without_the_server_and_in_the_ne
     async with mounted(line, tmp_path) as site:
         found = await tree(await find(site, "bids/P"))
         assert {path: await content(node) for path, node in found.items()} == before
-        assert (await find(site, f"bids/P/{name}")).stale()
+        assert (await find(site, f"bids/P/{name}")).get_stale_time()
 
 
 async def test_a_dataset_of_which_the_account_loses_access_is_gone(tmp_path):

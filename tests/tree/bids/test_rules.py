@@ -36,7 +36,7 @@ def files(id: str, *stems: str, extensions: tuple[str, ...] = (".nii.gz", ".json
 
 
 def a_map(**lines: str) -> BidsMap:
-    return BidsMap.of(("map", [BidsMapRow(key.replace("_", " "), name) for key, name in lines.items()]))
+    return BidsMap.merge(("map", [BidsMapRow(key.replace("_", " "), name) for key, name in lines.items()]))
 
 
 DEFAULT = Rules()
@@ -189,7 +189,9 @@ def test_the_subject_is_cut_from_its_session(session, subject, cut):
 
 
 def test_a_map_is_looked_up_by_description_and_without_one_by_type():
-    found = BidsMap.of(("own", [BidsMapRow(" Rest", "a")]), ("site", [BidsMapRow("rest ", "b"), BidsMapRow("T1", "c")]))
+    found = BidsMap.merge(
+        ("own", [BidsMapRow(" Rest", "a")]), ("site", [BidsMapRow("rest ", "b"), BidsMapRow("T1", "c")])
+    )
     lines = [found.find(each) for each in (scan("1", "REST "), scan("2", type="t1"))]
     assert [line.bidsname for line in lines if line] == ["a", "c"]
     assert found.find(scan("3", "x", type="T1")) is None
@@ -471,7 +473,7 @@ def test_each_run_has_the_field_map_before_it():
 def test_a_map_may_state_what_a_field_map_is_for():
     rows = [BidsMapRow("gre", "phasediff", "task-rest_bold"), BidsMapRow("rest", "task-rest_bold")]
     early = ScanFiles(scan("1", "rest"), files("1", "q"))
-    made = plan([early, *field_map(4)], BidsMap.of(("map", rows)), ECHOES)
+    made = plan([early, *field_map(4)], BidsMap.merge(("map", rows)), ECHOES)
     assert made.metadata["sub-S_ses-E_task-rest_bold"]["B0FieldSource"] == "fieldmap"
 
 

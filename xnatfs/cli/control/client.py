@@ -26,7 +26,7 @@ from xnatfs.fuse.mountpoint import KIND, control_socket
 log = logging.getLogger(__name__)
 
 # Seconds until a mount that sends nothing counts as hung; a call that takes long sends progress.
-ANSWER_SECONDS = 10.0
+CALL_SECONDS = 10.0
 # Seconds that a command waits for each mount to record a change: it costs no request.
 ANNOUNCE_SECONDS = 2.0
 # Seconds that xnatctl waits for a listing from a mount before it requests it from the server; and the age up to
@@ -49,7 +49,7 @@ class LiveMount:
         self,
         name: str,
         *,
-        seconds: float = ANSWER_SECONDS,
+        seconds: float = CALL_SECONDS,
         on_progress: Callable[[Message], object] = lambda progress: None,
         **arguments: Any,
     ) -> Message:

@@ -9,11 +9,11 @@ from xnatfs.cli.control import render
 from xnatfs.cli.control.client import LiveMount, find_mount, live_mounts, split_path
 from xnatfs.cli.control.progress import CallProgress
 from xnatfs.cli.output import human_size, print_data, print_lines, print_message
+from xnatfs.cli.parsing import PARTIAL_STATUS
 from xnatfs.common.errors import ConfigError, XnatError
 
 # Seconds that a mount may take for what needs the server: as long as its own requests, and a little longer.
 LONG_SECONDS = 900.0
-PARTLY_DONE = 8  # exit status
 # Seconds for which `status` waits for a mount; all are queried one after the other.
 STATUS_SECONDS = 3.0
 
@@ -93,7 +93,7 @@ def run_warm(arguments: argparse.Namespace) -> int:
             print_message(f"xnatfs: {failed['path']}: {failed['reason']}")
         print_data(f"{given}: {render.warmed(result)}")
         needs_server |= not result["offline"]
-        status = status if result["is_complete"] else PARTLY_DONE
+        status = status if result["is_complete"] else PARTIAL_STATUS
     if needs_server and arguments.pin:
         print_message("xnatfs: while the server is unreachable, a mount shows files only with --offline")
     return status

@@ -9,9 +9,10 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from xnatfs.cli.ctl.command import PARTIAL, Context, command, open_client, option
+from xnatfs.cli.ctl.command import Context, command, open_client, option
 from xnatfs.cli.ctl.profiles import tls_cells
 from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, print_message, show_item
+from xnatfs.cli.parsing import PARTIAL_STATUS
 from xnatfs.common.errors import ConfigError, LoginRequired, NotFound, XnatError
 from xnatfs.common.urls import is_same_server
 from xnatfs.settings.config import profiles_path, read_profiles, server_name
@@ -20,11 +21,11 @@ from xnatfs.settings.credentials import (
     ask,
     check_username,
     forget_token,
-    keep_password,
-    keep_token,
-    kept_credentials,
-    kept_token,
+    load_credentials,
+    load_token,
     provider_of,
+    store_password,
+    store_token,
     wanted_user,
 )
 from xnatfs.settings.logins import find_login
@@ -85,10 +86,10 @@ async def login(context: Context) -> None:
 def _choose_login(context: Context) -> Credentials:
     """Return the login of the options, else the stored one, else prompt for it."""
     arguments, config = context.arguments, context.config
-    kept = kept_credentials(config.url, config.profile, context.environ)
-    if kept and kept.source == "token":
-        kept = None
-    username = arguments.username or (kept.username if kept else "")
+    stored = load_credentials(config.url, config.profile, context.environ)
+    if stored and stored.source == "token":
+        stored = None
+    username = arguments.username or (stored.username if stored else "")
     username = username or wanted_user(config.url, config.profile, context.environ)
     if arguments.password_stdin:
         if not username:
@@ -96,7 +97,7 @@ def _choose_login(context: Context) -> Credentials:
         check_username(username)
         password = sys.stdin.readline().rstrip("\r\n")
         return Credentials(username, password, "standard input", provider=provider_of(config.url, config.profile))
-    return kept if kept and kept.username == username else _prompt(context, username)
+    return stored if stored and stored.username == username else _prompt(context, username)
 
 
 def _prompt(context: Context, username: str) -> Credentials:
@@ -121,9 +122,9 @@ async def _store_token(context: Context, xnat: Xnat, user: str) -> None:
     The user is named as in the login: a directory's users may have other names on the server.
     """
     url = context.config.url
-    old = kept_token(url)
+    old = load_token(url)
     alias, secret = await xnat.issue_token()
-    keep_token(url, user, alias, secret)
+    store_token(url, user, alias, secret)
     context.note("An alias token is stored in ~/.config/xnatfs/tokens; 'auth logout' revokes it")
     if old and (why := await _revoke(context, old)):
         print_message(f"xnatctl: {why}")
@@ -161,7 +162,7 @@ def _store_password(context: Context, credentials: Credentials) -> None:
             f"The password is not stored: profile {profile.name} has a password of its own, which is preferred to the "
             "keyring; remove it there, and log in again"
         )
-    elif profile.name and keep_password(profile, credentials.password):
+    elif profile.name and store_password(profile, credentials.password):
         add_profile(profile.name, {"username": credentials.username, "password_source": "keyring"}, replace=True)
         context.config = replace(context.config, profile=replace(profile, username=credentials.username))
         context.note("The password is in the keyring")
@@ -173,7 +174,7 @@ def _store_password(context: Context, credentials: Credentials) -> None:
 
 
 def _report_login(context: Context, credentials: Credentials, known_as: str) -> None:
-    config, session = context.config, context.store.find_kept()
+    config, session = context.config, context.store.find_stored()
     expires = _expiry(session) if session else datetime.now()
     context.note(f"Logged in to {config.url} as {known_as}")
     context.note(f"Session expires at {expires:%H:%M} unless it is used")
@@ -210,7 +211,7 @@ async def logout(context: Context) -> int:
     They are removed here in any case; what the server did not end is reported, with exit status 8.
     """
     config, url = context.config, context.config.url
-    token, session = kept_token(url), context.store.find(ended=True)
+    token, session = load_token(url), context.store.find(ended=True)
     failures = []
     if token:
         try:
@@ -223,11 +224,13 @@ async def logout(context: Context) -> int:
             if why := xnat.login.logout_failure:
                 failures.append(f"the server did not close the session, and will when it has been idle ({why})")
     context.note(f"Logged out of {url}" if session or token else f"There is no session on {url}")
-    if kept := kept_credentials(url, config.profile, context.environ):
-        context.note(f"The next command logs in again: {PASSWORD_PLACES[kept.source]} has the password of {kept.user}")
+    if stored := load_credentials(url, config.profile, context.environ):
+        context.note(
+            f"The next command logs in again: {PASSWORD_PLACES[stored.source]} has the password of {stored.user}"
+        )
     for failure in filter(None, failures):
         print_message(f"xnatctl: {failure}")
-    return PARTIAL if any(failures) else 0
+    return PARTIAL_STATUS if any(failures) else 0
 
 
 async def _revoke(context: Context, token: Credentials) -> str:
@@ -253,21 +256,21 @@ async def status(context: Context) -> int:
     last = context.store.find(ended=True)
     username = await _live_user(context)
     is_alive = username is not None
-    kept = kept_credentials(config.url, config.profile, context.environ)
+    stored = load_credentials(config.url, config.profile, context.environ)
     wanted = wanted_user(config.url, config.profile, context.environ)
     item = {
         "url": config.url,
         "profile": config.profile.name,
-        "username": username or (last and last.username) or (kept and kept.user) or wanted or None,
+        "username": username or (last and last.username) or (stored and stored.user) or wanted or None,
         "status": "authenticated" if is_alive else "expired" if last else "not authenticated",
         "expires_at": _expiry(last) if last and is_alive else None,
     }
     show_item(context.arguments, item, "status")
     if is_alive:
         return 0
-    if kept:
+    if stored:
         context.note(
-            f"The next command logs in by itself: {PASSWORD_PLACES[kept.source]} has the password of {kept.user}"
+            f"The next command logs in by itself: {PASSWORD_PLACES[stored.source]} has the password of {stored.user}"
         )
     else:
         context.note("Run 'xnatctl auth login'")
@@ -280,7 +283,7 @@ async def _live_user(context: Context) -> str | None:
     if session is None:
         return None
     async with open_client(context.config, None, context.store) as xnat:
-        if not await xnat.login.is_alive(session.token):
+        if not await xnat.login.verify_session(session.token):
             return None
         return session.username or await xnat.username()
 

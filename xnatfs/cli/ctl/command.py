@@ -37,8 +37,6 @@ if TYPE_CHECKING:  # help, errors and completion start in a fifth of the time wi
     from xnatfs.settings.session_store import SessionStore
     from xnatfs.site import Site
 
-PARTIAL = 8  # exit status if a command was done in part
-
 # Adds an option or an argument to a parser.
 Option = Callable[[argparse.ArgumentParser], object]
 

@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output = "table"
     if command.columns:
         check_columns(arguments, command.columns)
-    options.log_to(arguments, environ)
+    options.configure_logging(arguments, environ)
     _report_locks(arguments)
     config = _config(arguments, environ)
     from xnatfs.settings.logins import login_environment  # help is printed without it, and without trio

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from xnatfs.cli import statusline
-from xnatfs.cli.ctl.command import PARTIAL, Context, command, exclusive, option, options_of, project_option
+from xnatfs.cli.ctl.command import Context, command, exclusive, option, options_of, project_option
 from xnatfs.cli.ctl.progress import StateReport, wait_options
 from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, by_key, print_lines, print_message, print_structured
+from xnatfs.cli.parsing import PARTIAL_STATUS
 from xnatfs.common.errors import ConfigError, Conflict, NotFound, Unreachable, XnatError
 from xnatfs.common.sanitize import plain
 from xnatfs.rest import prearchive
@@ -140,7 +141,7 @@ async def change_each(
     _print_results(context, results)
     if errors:
         context.note(f"{participle} {len(results)} of {len(rows)} sessions")
-    return 0 if not errors else PARTIAL if results else 1
+    return 0 if not errors else PARTIAL_STATUS if results else 1
 
 
 def _print_results(context: Context, results: Sequence[Cells]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options, output
-from xnatfs.cli.ctl.command import PARTIAL, Context, command, project_option
+from xnatfs.cli.ctl.command import Context, command, project_option
 from xnatfs.cli.ctl.experiments import (
     check_has_scans,
     experiment,
@@ -34,6 +34,7 @@ from xnatfs.cli.lookup.choose import (
     whole_sessions,
 )
 from xnatfs.cli.output import STRUCTURED_FORMATS, Cells, human_size, print_lines, print_message, print_structured
+from xnatfs.cli.parsing import PARTIAL_STATUS
 from xnatfs.common.errors import BadReply, ConfigError, Conflict, Denied, NotFound, NothingMatches
 
 # What copies is imported by the commands that copy: completion and all other commands start without it.
@@ -174,7 +175,7 @@ def _report(context: Context, outcomes: Sequence[DownloadOutcome]) -> int:
         summaries = [summary for _, summary in outcomes]
         print_structured(arguments.output, summaries[0] if len(summaries) == 1 else summaries)
     states = {status for status, _ in outcomes}
-    return max(states, default=0) if len(outcomes) < 2 or states == {0} else 1 if states == {1} else PARTIAL
+    return max(states, default=0) if len(outcomes) < 2 or states == {0} else 1 if states == {1} else PARTIAL_STATUS
 
 
 @command("resource download", "xnatctl resource download -E XNAT_E00001 --scan 1 NIFTI", _resource_download)
@@ -322,7 +323,7 @@ def _tell(context: Context, report: DownloadReport, owner: Owner, out: Path, pla
         print_message(f"xnatctl: {out / place}: is kept: {why}")
     done = not report.failed and not report.kept
     some = bool(report.files or report.kept)
-    exit_status = 0 if done else PARTIAL if some else 1
+    exit_status = 0 if done else PARTIAL_STATUS if some else 1
     if context.arguments.dry_run:
         return exit_status, {"files": report.files, "bytes": report.size}
     what = f"{output.counted(report.files, 'file')} ({human_size(report.size)})"

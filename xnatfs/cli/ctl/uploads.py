@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xnatfs.cli import options
-from xnatfs.cli.ctl.command import PARTIAL, Context, command
+from xnatfs.cli.ctl.command import Context, command
 from xnatfs.cli.ctl.experiments import below, check_has_scans, experiment, experiment_options, item_of
 from xnatfs.cli.ctl.progress import StateReport, show_progress, wait_options
 from xnatfs.cli.output import STRUCTURED_FORMATS, human_size, print_data, print_message, print_structured
+from xnatfs.cli.parsing import PARTIAL_STATUS
 from xnatfs.common.errors import ConfigError, NotFound, Unreachable
 
 # What uploads is imported by the commands that upload: completion and all other commands start without it.
@@ -98,7 +99,7 @@ def _overwrite(context: Context) -> Any:
     return context.arguments.overwrite or context.config.profile.overwrite or "none"
 
 
-async def _upload(context: Context, found: dicom.Found, target: Target) -> int:
+async def _upload(context: Context, found: dicom.DicomFiles, target: Target) -> int:
     """Send the images, and find out where they have arrived."""
 
     from xnatfs.transfer import upload_session as session
@@ -106,7 +107,7 @@ async def _upload(context: Context, found: dicom.Found, target: Target) -> int:
 
     arguments = context.arguments
     names = (context.config.url, target.project, target.subject, target.session, str(target.direct))
-    journal = Journal(names, found.images, session.BATCH)
+    journal = Journal(names, found.images, session.UPLOAD_BATCH_BYTES)
     async with context.xnat() as xnat:
         await _begin(context, xnat, target, journal, found)
         with show_progress(context, "uploading") as progress, context.resumable(_left(journal, found)):
@@ -128,7 +129,7 @@ async def _upload(context: Context, found: dicom.Found, target: Target) -> int:
     return _tell(context, outcome, found, target)
 
 
-async def _begin(context: Context, xnat: Xnat, target: Target, journal: Journal, found: dicom.Found) -> None:
+async def _begin(context: Context, xnat: Xnat, target: Target, journal: Journal, found: dicom.DicomFiles) -> None:
     """Resume an earlier run of the upload, or check that the session may be made."""
     from xnatfs.transfer import upload_session as session
     from xnatfs.transfer.journal import DONE
@@ -144,7 +145,7 @@ async def _begin(context: Context, xnat: Xnat, target: Target, journal: Journal,
         journal.before = await session.count_before(xnat, target)
 
 
-def _left(journal: Journal, found: dicom.Found) -> Callable[[], str]:
+def _left(journal: Journal, found: dicom.DicomFiles) -> Callable[[], str]:
     from xnatfs.transfer.journal import DONE
 
     return lambda: f"the server has {journal.count(DONE)} of {len(found.images)} files, and keeps them; for the others"
@@ -160,7 +161,7 @@ def _goal(target: Target) -> str:
     return f"{target.project}/{target.subject}/{target.session} in the {'archive' if target.direct else 'prearchive'}"
 
 
-def _tell_found(context: Context, found: dicom.Found) -> None:
+def _tell_found(context: Context, found: dicom.DicomFiles) -> None:
     for name, why in found.broken:
         print_message(f"xnatctl: {name} is not sent: it is damaged ({why})")
     for names, what in ((found.others, "no DICOM images"), (found.copies, "copies of instances that are sent")):
@@ -198,7 +199,7 @@ def _state(outcome: Outcome) -> str:
     return "on its way into the archive" + (f", {outcome.arrived} files are there" if outcome.arrived else "")
 
 
-def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target) -> int:
+def _tell(context: Context, outcome: Outcome, found: dicom.DicomFiles, target: Target) -> int:
     missing = outcome.files - outcome.arrived if outcome.arrived is not None else 0
     status = "success" if missing <= 0 and not found.broken else "partial"
     place = f"{outcome.place} ({outcome.status})" if outcome.status else outcome.place
@@ -229,7 +230,7 @@ def _tell(context: Context, outcome: Outcome, found: dicom.Found, target: Target
     elif missing > 0:
         print_message(f"xnatctl: {missing} of {outcome.files} files did not arrive")
     _print(context, outcome, target, status)
-    return 0 if status == "success" else PARTIAL
+    return 0 if status == "success" else PARTIAL_STATUS
 
 
 def _print(context: Context, outcome: Outcome, target: Target, status: str) -> None:
@@ -297,10 +298,10 @@ async def resource_upload(context: Context) -> int:
     _note_resource(context, report, label)
     if arguments.output in STRUCTURED_FORMATS and not arguments.quiet:
         print_structured(arguments.output, _resource_cells(context, report, item, label))
-    return 0 if not report.failed else PARTIAL if report.files else 1
+    return 0 if not report.failed else PARTIAL_STATUS if report.files else 1
 
 
-def _note_resource(context: Context, report: upload_resource.Report, label: str) -> None:
+def _note_resource(context: Context, report: upload_resource.UploadReport, label: str) -> None:
     for name, why in report.failed:
         print_message(f"xnatctl: {name} {why}")
     if report.sent:
@@ -313,7 +314,7 @@ def _note_resource(context: Context, report: upload_resource.Report, label: str)
 
 
 def _resource_cells(
-    context: Context, report: upload_resource.Report, item: Sequence[str], label: str
+    context: Context, report: upload_resource.UploadReport, item: Sequence[str], label: str
 ) -> dict[str, object]:
     return {
         "operation": "resource upload",

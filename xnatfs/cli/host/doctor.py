@@ -45,7 +45,7 @@ class Check:
 
 def run_doctor(arguments: argparse.Namespace) -> int:
     arguments.url = arguments.url or arguments.source
-    logs.log_to(None, logging.CRITICAL)  # what it would report is in the checks
+    logs.log_to_stream(None, logging.CRITICAL)  # what it would report is in the checks
     checks = []
     for check in _checks(arguments):
         checks.append(check)
@@ -87,13 +87,13 @@ def _attempt(name: str, check: Callable[[], Check | None], success: str = "") ->
 def _versions() -> Check:
     from importlib.metadata import PackageNotFoundError, version  # slow, and every command imports this module
 
-    def of(package: str) -> str:
+    def describe(package: str) -> str:
         try:
             return f"{package} {version(package)}"
         except PackageNotFoundError:
             return f"no {package}"
 
-    packages = ", ".join(map(of, ("httpx", "trio", "pyfuse3")))
+    packages = ", ".join(map(describe, ("httpx", "trio", "pyfuse3")))
     python = ".".join(map(str, sys.version_info[:3]))
     system = f"{os.uname().sysname} {os.uname().release}"
     return Check("versions", f"xnatfs {__version__}, Python {python}, {packages}, {_fusermount()}, {system}")

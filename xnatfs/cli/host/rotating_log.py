@@ -34,7 +34,7 @@ class RotatingLogHandler(logs.LogHandler, RotatingFileHandler):
         return self.baseFilename
 
 
-def log_to(file: Path, level: int, *, takes_stderr: bool) -> None:
+def log_to_rotating_file(file: Path, level: int, *, takes_stderr: bool) -> None:
     """Log to a file, in place of stderr as well if `takes_stderr`. Raises ConfigError if it cannot be opened."""
     try:
         handler = RotatingLogHandler(file, takes_stderr)

@@ -77,7 +77,7 @@ async def bids_report(context: Context) -> list[Cells]:
         bids_map=map_path(arguments.bids_map), bids_quality=arguments.bids_quality, bids_options=options
     )
     async with opened(context, views) as dataset:
-        report = await DatasetReport.of(dataset)
+        report = await DatasetReport.build(dataset)
     context.no_rows_text = "Nothing is left out"
     images = f"{report.images} image{'s are' if report.images != 1 else ' is'} shown"
     context.hint = images if not arguments.quiet else ""

@@ -4,8 +4,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from xnatfs.cli.ctl.command import PARTIAL, Context, command, option
+from xnatfs.cli.ctl.command import Context, command, option
 from xnatfs.cli.output import Cells, print_message
+from xnatfs.cli.parsing import PARTIAL_STATUS
 from xnatfs.common.errors import BadReply, Conflict, Denied, NotFound, XnatError
 
 
@@ -48,7 +49,7 @@ async def project_export(context: Context) -> list[Cells]:
     for name, reason in refused.items():
         print_message(f"xnatctl: {name} cannot be made: {reason}")
         rows.append({"file": str(arguments.directory / name), "bytes": None, "state": "failed"})
-    context.exit_status = PARTIAL if refused else 0
+    context.exit_status = PARTIAL_STATUS if refused else 0
     return rows
 
 

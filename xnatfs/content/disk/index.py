@@ -97,7 +97,7 @@ class BlobRow:
 
 
 class Index:
-    """An open index. Call `have` and `total` on the event loop, all else in one thread at a time.
+    """An open index. Call `find_rows` and `total` on the event loop, all else in one thread at a time.
 
     Args:
         path: The path of the SQLite file.
@@ -150,7 +150,7 @@ class Index:
 
     # On the event loop.
 
-    def have(self, idents: Sequence[bytes]) -> list[BlobRow]:
+    def find_rows(self, idents: Sequence[bytes]) -> list[BlobRow]:
         """Return the existing rows of some hundred identities at most."""
         marks = ",".join("?" * len(idents))
         found = self._read.execute(f"SELECT {ROW_COLUMNS} FROM blobs WHERE ident IN ({marks})", idents)

@@ -4,8 +4,8 @@
 
 The store is neither trusted nor required: an entry is compared with the listing's digest and length before it enters a
 cache, and a failure costs a download at most, also where the disk hangs: no call is waited for longer than
-ANSWER_SECONDS, and none is made while an earlier one hangs. It has no index; entries are written under temporary names
-and renamed.
+DISK_CALL_SECONDS, and none is made while an earlier one hangs. It has no index; entries are written under temporary
+names and renamed.
 If the mode of DIR lets other users enter and write but not list it, an entry is found only by its digest, which a
 listing of the server states. There are no directories in DIR: the user that makes one can list it, whatever DIR allows.
 """
@@ -44,7 +44,7 @@ LEFTOVER_SECONDS = 600.0
 TIDY_SECONDS = 3600.0
 # The longest wait for one call of the disk, in seconds; while a call has taken half of it, no other one is made. A
 # server of files that is restarted answers later, and is missed until it does.
-ANSWER_SECONDS = 10.0
+DISK_CALL_SECONDS = 10.0
 # Calls at a time, and names that are looked up or listed in one: 0.1 s of a disk elsewhere.
 PARALLEL_CALLS, NAMES_PER_CALL = 16, 100
 
@@ -214,14 +214,14 @@ class SharedStore:
     # Calls.
 
     async def _in_steps(self, steps: Iterator[None]) -> None:
-        """Run blocking work that yields after each step which the disk may take ANSWER_SECONDS for."""
+        """Run blocking work that yields after each step which the disk may take DISK_CALL_SECONDS for."""
         while await self._in_thread(_has_next, steps):
             pass
 
     async def _in_thread(self, work: Callable[..., T], *args: object) -> T | None:
         """Run blocking work; return None if the store cannot be used, which is logged once.
 
-        Work that has taken ANSWER_SECONDS goes on in its thread, and its result is dropped.
+        Work that has taken DISK_CALL_SECONDS goes on in its thread, and its result is dropped.
         """
 
         def run() -> T:
@@ -232,12 +232,12 @@ class SharedStore:
                 del self._calls[call]
 
         call = object()
-        if any(time.monotonic() - began > ANSWER_SECONDS / 2 for began in list(self._calls.values())):
+        if any(time.monotonic() - began > DISK_CALL_SECONDS / 2 for began in list(self._calls.values())):
             return None
         try:
-            with trio.CancelScope(deadline=trio.current_time() + ANSWER_SECONDS, shield=True):
+            with trio.CancelScope(deadline=trio.current_time() + DISK_CALL_SECONDS, shield=True):
                 return await trio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._slots)
-            why = f"no answer for {ANSWER_SECONDS:g} s"
+            why = f"no answer for {DISK_CALL_SECONDS:g} s"
         except OSError as error:
             why = f"{error.strerror}: {error.filename or self._directory}"
         if not self._has_warned:

@@ -61,17 +61,17 @@ class Store:
             "shared_poisoned": self.shared.poisoned if self.shared else 0,
         }
 
-    def have(self, idents: Sequence[bytes]) -> list[BlobRow]:
+    def find_rows(self, idents: Sequence[bytes]) -> list[BlobRow]:
         """Return the existing rows of a batch of identities, no more than SQLite accepts in one statement.
 
         Rows whose file may not have survived a reboot are left out.
         """
-        rows: list[BlobRow] = self._query(lambda index: index.have(idents), [])
+        rows: list[BlobRow] = self._query(lambda index: index.find_rows(idents), [])
         return [row for row in rows if row.boot in ("", self._directory.boot)]
 
     def lookup(self, ident: bytes) -> BlobRow | None:
-        """Return the row of an identity, as `have` does."""
-        return next(iter(self.have([ident])), None)
+        """Return the row of an identity, as `find_rows` does."""
+        return next(iter(self.find_rows([ident])), None)
 
     def total(self) -> int:
         """Return the bytes that are cached or reserved, over all processes."""

@@ -51,7 +51,7 @@ class Upkeep:
 
     def _rows(self, idents: Sequence[bytes]) -> Iterator[BlobRow]:
         for start in range(0, len(idents), LOOKED_UP_TOGETHER):
-            yield from self._store.have(idents[start : start + LOOKED_UP_TOGETHER])
+            yield from self._store.find_rows(idents[start : start + LOOKED_UP_TOGETHER])
 
     async def unpin(self, versions: Iterable[Version] | None = None) -> int:
         """Have files evicted again, by default all; return how many were pinned."""

@@ -14,7 +14,7 @@ from xnatfs.fuse.control.places import content_version, files_below, find, split
 from xnatfs.fuse.control.protocol import LOG_LEVELS, Message
 from xnatfs.fuse.control.reasons import explain
 from xnatfs.fuse.control.rows import fresh_rows
-from xnatfs.fuse.control.server import Call, Report, serve_control
+from xnatfs.fuse.control.server import Call, ReportProgress, serve_control
 from xnatfs.fuse.control.status import Status
 from xnatfs.fuse.control.verify import Verifier
 from xnatfs.fuse.control.warm import warm
@@ -72,47 +72,49 @@ class Control:
             "log_level": Call(self._log_level, {"level": str}),
         }
 
-    async def _status(self, report: Report) -> Message:
+    async def _status(self, report: ReportProgress) -> Message:
         return self.status.report()
 
-    async def _refresh(self, report: Report, path: str) -> Message:
+    async def _refresh(self, report: ReportProgress, path: str) -> Message:
         return await self.refresher.refresh(path)
 
-    async def _changed(self, report: Report, projects: Sequence[str] = (), experiments: Sequence[str] = ()) -> Message:
+    async def _changed(
+        self, report: ReportProgress, projects: Sequence[str] = (), experiments: Sequence[str] = ()
+    ) -> Message:
         if not all(isinstance(each, str) for each in (*projects, *experiments)):
             raise UsageError("projects and experiments must be lists of IDs")
         return await self.refresher.change(set(projects), set(experiments))
 
-    async def _rows(self, report: Report, item: Sequence[Any]) -> Message:
+    async def _rows(self, report: ReportProgress, item: Sequence[Any]) -> Message:
         return fresh_rows(self._site, item)
 
-    async def _why(self, report: Report, path: str) -> Message:
+    async def _why(self, report: ReportProgress, path: str) -> Message:
         return await explain(self.refresher.root, self._operations, path)
 
-    async def _cache(self, report: Report) -> Message:
+    async def _cache(self, report: ReportProgress) -> Message:
         return {**self.status.report()["cache"], **await self._site.content.upkeep.usage()}
 
-    async def _cache_clear(self, report: Report) -> Message:
+    async def _cache_clear(self, report: ReportProgress) -> Message:
         before = self._site.content.bytes_used
         await self._site.content.evict(0)
         return {"freed_bytes": before - self._site.content.bytes_used, "used_bytes": self._site.content.bytes_used}
 
-    async def _warm(self, report: Report, path: str, pin: bool = False) -> Message:
+    async def _warm(self, report: ReportProgress, path: str, pin: bool = False) -> Message:
         result = await warm(self.refresher.root, self._operations, path, pin, report)
         return {**result, "offline": self._config.offline}
 
-    async def _verify(self, report: Report, path: str, listings_only: bool = False) -> Message:
+    async def _verify(self, report: ReportProgress, path: str, listings_only: bool = False) -> Message:
         await self.refresher.refresh(path)
         return await Verifier(self._operations, report, listings_only).verify(self.refresher.root, path)
 
-    async def _unpin(self, report: Report, path: str = "") -> Message:
+    async def _unpin(self, report: ReportProgress, path: str = "") -> Message:
         upkeep = self._site.content.upkeep
         if not path:
             return {"unpinned_files": await upkeep.unpin()}
         files = [file async for file in files_below(await find(self.refresher.root, split(path)))]
         return {"unpinned_files": await upkeep.unpin(map(content_version, files))}
 
-    async def _log_level(self, report: Report, level: str) -> Message:
+    async def _log_level(self, report: ReportProgress, level: str) -> Message:
         """Set the level of the log, of the HTTP client's records as well."""
         if level not in LOG_LEVELS:
             raise ConfigError(f"{level!r} is no log level: take one of {', '.join(LOG_LEVELS)}")

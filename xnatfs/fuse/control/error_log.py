@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from errno import errorcode
 
 from xnatfs.common.sanitize import line
+from xnatfs.listings.keys import NodePath
 
 # Paths whose last error is recorded: enough for every file of a series, not enough to fill the memory.
 MAX_FAILED_PATHS = 1000
-
-NodePath = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

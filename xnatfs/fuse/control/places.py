@@ -7,12 +7,12 @@ import trio
 from xnatfs import tree
 from xnatfs.common.errors import NotFound
 from xnatfs.content import Version
-from xnatfs.fuse.control.error_log import NodePath
 from xnatfs.listings.keys import (
     AssessorsKey,
     ChildrenKey,
     FilesKey,
     ListKey,
+    NodePath,
     ProjectsKey,
     ScansKey,
     experiment_keys,

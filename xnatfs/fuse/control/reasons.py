@@ -6,10 +6,11 @@ from errno import errorcode
 from xnatfs.common.clock import now
 from xnatfs.common.errnos import errno_of
 from xnatfs.common.errors import Unreachable, XnatError
-from xnatfs.fuse.control.error_log import Failure, NodePath
+from xnatfs.fuse.control.error_log import Failure
 from xnatfs.fuse.control.places import content_version, find, split
 from xnatfs.fuse.control.protocol import Message
 from xnatfs.fuse.operations import Operations
+from xnatfs.listings.keys import NodePath
 from xnatfs.site import Site
 from xnatfs.tree.node import Dir, File, Node
 
@@ -59,7 +60,7 @@ def _server(site: Site) -> str:
 
 def _described(node: Node) -> list[str]:
     lines = []
-    since = node.stale()
+    since = node.get_stale_time()
     if since:
         lines.append(f"it is shown as it was listed at {_time(since)}: the server does not answer")
     directory = node if isinstance(node, Dir) else node.parent

@@ -15,8 +15,7 @@ from pyfuse3 import FileNameT
 
 from xnatfs.common.errors import NotFound
 from xnatfs.common.mountinfo import all_mounts
-from xnatfs.common.tasks import unattended
-from xnatfs.fuse.control.error_log import NodePath
+from xnatfs.common.tasks import run_and_log_errors
 from xnatfs.fuse.control.places import ancestors, find, rounds_of, split
 from xnatfs.fuse.control.protocol import Message
 from xnatfs.fuse.inodes import ROOT
@@ -34,6 +33,7 @@ from xnatfs.listings.keys import (
     LinkKey,
     LinksOfProjectKey,
     ListKey,
+    NodePath,
     PrearchiveKey,
     ProjectsKey,
     ReceivedFilesKey,
@@ -226,7 +226,7 @@ class Refresher:
             await trio.to_thread.run_sync(_invalidate, parent, encode(each[-1]), abandon_on_cancel=True)
             if is_known:  # a directory that a program works in has no path until its name is looked up again
                 self._nursery.start_soon(
-                    unattended, "looking up what was refreshed", logging.DEBUG, self._look_up, each
+                    run_and_log_errors, "looking up what was refreshed", logging.DEBUG, self._look_up, each
                 )
 
     def _holds_mounts(self, path: NodePath) -> bool:

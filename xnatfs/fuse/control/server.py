@@ -45,7 +45,7 @@ PROGRESS_SECONDS = 0.5
 REQUEST_PIECE_BYTES = 16 * 1024
 
 # Receives the progress of a call.
-Report = Callable[[Message], None]
+ReportProgress = Callable[[Message], None]
 
 
 @dataclass(frozen=True, slots=True)

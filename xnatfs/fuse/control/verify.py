@@ -9,7 +9,7 @@ from xnatfs.common.errors import BadReply, Denied, NotFound
 from xnatfs.common.tasks import gather
 from xnatfs.fuse.control.places import ancestors, content_version, files_below, find, split
 from xnatfs.fuse.control.protocol import Message
-from xnatfs.fuse.control.server import Report
+from xnatfs.fuse.control.server import ReportProgress
 from xnatfs.fuse.operations import Operations
 from xnatfs.rest.models import FileRow
 from xnatfs.tree.catalogue_file import CatalogueFile
@@ -46,7 +46,7 @@ class Verifier:
         listings_only: Send no request for single files.
     """
 
-    def __init__(self, operations: Operations, report: Report, listings_only: bool) -> None:
+    def __init__(self, operations: Operations, report: ReportProgress, listings_only: bool) -> None:
         self._operations = operations
         self._report = report
         self._listings_only = listings_only

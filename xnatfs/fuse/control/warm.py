@@ -10,7 +10,7 @@ from xnatfs.common.tasks import in_parallel
 from xnatfs.content import ContentCache
 from xnatfs.fuse.control.places import all_files_below, content_version, find, split
 from xnatfs.fuse.control.protocol import Message
-from xnatfs.fuse.control.server import Report
+from xnatfs.fuse.control.server import ReportProgress
 from xnatfs.fuse.operations import Operations
 from xnatfs.tree.node import Dir, File, measure
 
@@ -28,7 +28,7 @@ MEASURED_TOGETHER = 32
 class _Progress:
     """The progress of one call, as it is reported."""
 
-    report: Report
+    report: ReportProgress
     files: int = 0
     size: int = 0
     done_files: int = 0
@@ -40,7 +40,7 @@ class _Progress:
         self.report({**cells, "failed_files": len(self.failed)})
 
 
-async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: Report) -> Message:
+async def warm(root: Dir, operations: Operations, path: str, pin: bool, report: ReportProgress) -> Message:
     """Fetch all files below a path, and return what is cached then.
 
     Args:
@@ -155,7 +155,7 @@ class _Fetcher:
                 self._progress.done_bytes += len(data)
                 self._progress.show()
                 offset += READ_BYTES
-            await blob.verdict()
+            await blob.wait_until_verified()
             self._progress.done_bytes += max(blob.size - offset, 0) if offset < blob.size else 0
         finally:
             blob.close()

@@ -102,7 +102,7 @@ class ArchiveSubjectsDir(Dir):
         self.project = parent.project.id
 
     async def load(self) -> Children:
-        subjects, experiments = await self.site.people(self.project)
+        subjects, experiments = await self.site.list_subjects_and_experiments(self.project)
         rows = all_subjects(subjects.rows, experiments.rows)
         named = by_label(rows)
         nodes = {name: ArchiveSubjectDir(self, name, row) for name, row in named.items()}

@@ -288,7 +288,7 @@ class Dataset:
         made_of: dict[ListKey, Listing[Any]] = {}
         project, site = await gather(*(partial(self._map_rows, key, made_of) for key in keys))
         own = await trio.to_thread.run_sync(_read_map, self._map_path) if self._map_path else []
-        merged = BidsMap.of(("file", own), ("map of the project", project), ("map of the site", site))
+        merged = BidsMap.merge(("file", own), ("map of the project", project), ("map of the site", site))
         return merged, made_of
 
     async def _map_rows(self, key: BidsMapKey, made_of: dict[ListKey, Listing[Any]]) -> Sequence[BidsMapRow]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from xnatfs.common.errors import BadReply, NotFound
 from xnatfs.common.sanitize import loads
-from xnatfs.common.tasks import aside, gather
+from xnatfs.common.tasks import gather, run_in_thread_if_large
 from xnatfs.listings.keys import FilesKey, ListKey, ResourcesKey, ScansKey
 from xnatfs.listings.ttl_cache import Listing
 from xnatfs.prefetch.file_version import version
@@ -91,7 +91,7 @@ class SessionPlanning:
         sidecars: dict[StoredFile, Sidecar] = {}
         while True:
             planner = SessionPlanner(subject, session, self._map, self._rules, sidecars)
-            plan = await aside(sum(len(each.files) for each in shown), partial(planner.make, shown))
+            plan = await run_in_thread_if_large(sum(len(each.files) for each in shown), partial(planner.make, shown))
             if not plan.wanted:
                 break
             if len(plan.wanted) > 1:
@@ -99,7 +99,7 @@ class SessionPlanning:
             read = await gather(*(partial(self._read, shared, file) for file in plan.wanted))
             sidecars |= zip(plan.wanted, read, strict=True)
         others = [row for row in resources.rows if site.views.shows_resource(row.label)]
-        plan.left_out += await aside(len(files), partial(_other_data, others, files))
+        plan.left_out += await run_in_thread_if_large(len(files), partial(_other_data, others, files))
         return PlannedSession(plan, shared, tar, used, min(listing.expires for listing in used.values()))
 
     def _sidecars(self, resources: Mapping[str, ResourceFiles]) -> SessionSidecars:

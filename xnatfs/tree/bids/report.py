@@ -50,7 +50,7 @@ class DatasetReport:
     expires: float
 
     @classmethod
-    async def of(cls, dataset: Dataset) -> "DatasetReport":
+    async def build(cls, dataset: Dataset) -> "DatasetReport":
         """Plan all sessions, one after the other, so that their listings are requested in batches."""
         outline = await dataset.outline()
         bids_map, made_of = await dataset.map()

@@ -10,7 +10,7 @@ from xnatfs.rest.bids import may_hold_tree
 from xnatfs.rest.models import Item, natural
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.names import split
-from xnatfs.tree.node import Children, Dir, Listed, Node
+from xnatfs.tree.node import Children, Dir, LazyNodes, Node
 from xnatfs.tree.resource_files import ResourceFiles
 from xnatfs.tree.resources import ResourceDir
 
@@ -130,7 +130,7 @@ class TreeDir(Dir):
         return self.parent.fresh_until()
 
 
-class TreeNodes(Listed):
+class TreeNodes(LazyNodes):
     """The nodes of one folder of a tree, made on demand, and further nodes, which they override."""
 
     def __init__(self, parent: Dir, tree: Tree, added: Mapping[str, Node]) -> None:

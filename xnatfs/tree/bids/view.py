@@ -34,7 +34,7 @@ from xnatfs.tree.bids.rules.names import DATA_TYPES, is_image
 from xnatfs.tree.bids.trees import Tree, TreeNodes
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.generated_file import Generated, GeneratedFile
-from xnatfs.tree.node import Children, Dir, Listed, Node
+from xnatfs.tree.node import Children, Dir, LazyNodes, Node
 from xnatfs.tree.projects import ProjectDir, Projects
 from xnatfs.tree.resource_files import ResourceFiles
 
@@ -239,7 +239,7 @@ class DataTypeDir(_PlannedDir):
         return self.session.sources()
 
 
-class _Files(Listed):
+class _Files(LazyNodes):
     """Files by name, made on demand, with the sizes that are known by then."""
 
     def __init__(self, parent: Dir, planned: PlannedSession, files: Mapping[str, StoredFile]) -> None:
@@ -312,7 +312,7 @@ class ReportDir(Dir):
         return Children({name: GeneratedFile(self, name, partial(self._make, table)) for name, table in made.items()})
 
     async def _make(self, table: Callable[[DatasetReport], bytes]) -> Generated:
-        report = await DatasetReport.of(self.dataset)
+        report = await DatasetReport.build(self.dataset)
         return Generated(table(report), report.expires)
 
 

@@ -27,14 +27,14 @@ SCAN_TABLE = ("subject", "session", "session_id", *SCAN_TABLE_COLUMNS)
 
 log = logging.getLogger(__name__)
 
-Make = Callable[[Site, str], Awaitable[Generated]]
+MakeTable = Callable[[Site, str], Awaitable[Generated]]
 
 
 async def subjects_table(site: Site, project: str) -> Generated:
     """Make the table of subjects, with the demographics that the account may read."""
     columns = f"ID,label,{','.join(DEMOGRAPHICS)},insert_date,last_modified"
     more, expires = await _more(site, ("projects", project, "subjects"), columns)
-    subjects, experiments = await site.people(project)
+    subjects, experiments = await site.list_subjects_and_experiments(project)
     counts: dict[str, int] = {}
     for row in experiments.rows:
         counts[row.subject_id] = counts.get(row.subject_id, 0) + 1
@@ -80,7 +80,7 @@ async def scans_table(site: Site, project: str) -> Generated:
 
 
 # The tables of a project, by the names of their files.
-PROJECT_TABLES: Mapping[str, Make] = {
+PROJECT_TABLES: Mapping[str, MakeTable] = {
     "subjects.tsv": subjects_table,
     "sessions.tsv": sessions_table,
     "scans.tsv": scans_table,

@@ -114,7 +114,7 @@ def _facts_of(row: Experiment) -> Facts:
     }
 
 
-class _Listed:
+class _SessionTables:
     """The shown parts of a session, in an order that no listing decides."""
 
     def __init__(self, parts: SessionParts, scans: Any, assessors: Any, resources: Any, files: Any) -> None:
@@ -144,5 +144,5 @@ class _Listed:
         return found
 
 
-async def _list(parts: SessionParts) -> _Listed:
-    return _Listed(parts, *await gather(parts.scans, parts.assessors, parts.resources, parts.files))
+async def _list(parts: SessionParts) -> _SessionTables:
+    return _SessionTables(parts, *await gather(parts.scans, parts.assessors, parts.resources, parts.files))

@@ -93,7 +93,7 @@ class ReceivedSessionDir(Dir):
         row, _ = await self.current()
         if row.busy:
             raise busy(row)
-        return Revision.of(row)
+        return Revision.from_session(row)
 
     async def load(self) -> Children:
         row, expires = await self.current()
@@ -146,7 +146,7 @@ class ReceivedSessionDir(Dir):
         row, expires = await self.current()
         reason = ""
         if row.status in EXPLAINED:
-            log: Listing[str] = await self.site.listings.get(ReceivedLogKey(Revision.of(row), row.status))
+            log: Listing[str] = await self.site.listings.get(ReceivedLogKey(Revision.from_session(row), row.status))
             reason, expires = "".join(log.rows), min(expires, log.expires)
         return {**self.xattrs(), "reason": reason}, expires
 
@@ -187,7 +187,7 @@ class ReceivedScansDir(Dir):
         return Children(nodes, listing.expires)
 
     def sources(self) -> Sequence[ListKey]:
-        return [ReceivedResourcesKey(Revision.of(self.session.row))]
+        return [ReceivedResourcesKey(Revision.from_session(self.session.row))]
 
 
 class ReceivedResourcesDir(Dir):
@@ -206,16 +206,19 @@ class ReceivedResourcesDir(Dir):
         if not rows and self.group[0] == SCANS_CATEGORY:
             raise NotFound(f"scan {self.group[1]} is no longer in {self.session.row.id}")
         named = by_label(rows)
-        revision = Revision.of(self.session.row)
+        revision = Revision.from_session(self.session.row)
         shown = {name: row for name, row in named.items() if self.site.views.shows_resource(row.label)}
         nodes = {name: ReceivedResourceDir(self, name, revision, row) for name, row in shown.items()}
         return Children(nodes, listing.expires)
 
     def sources(self) -> Sequence[ListKey]:
-        return [ReceivedResourcesKey(Revision.of(self.session.row))]
+        return [ReceivedResourcesKey(Revision.from_session(self.session.row))]
 
     def xattrs(self) -> dict[str, str]:
-        return {"id": self.group[1], "uri": "/data/" + "/".join(part(Revision.of(self.session.row), self.group))}
+        return {
+            "id": self.group[1],
+            "uri": "/data/" + "/".join(part(Revision.from_session(self.session.row), self.group)),
+        }
 
 
 class ReceivedResourceDir(ResourceDir):

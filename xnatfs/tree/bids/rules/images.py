@@ -73,7 +73,7 @@ class Sidecars:
         self._known = known
         self.wanted: dict[StoredFile, None] = {}
 
-    def of(self, image: StoredImage) -> Sidecar:
+    def find(self, image: StoredImage) -> Sidecar:
         """Return the fields of an image's sidecar; none where it has no sidecar, or one that is not known yet."""
         if image.sidecar is None:
             return {}
@@ -85,17 +85,17 @@ class Sidecars:
     def is_phase(self, image: StoredImage) -> bool:
         if "_ph" in image.postfix:
             return True
-        kinds = self.of(image).get("ImageType")
+        kinds = self.find(image).get("ImageType")
         return isinstance(kinds, list) and not {"P", "PHASE"}.isdisjoint(map(str, kinds))
 
     def echo_time(self, image: StoredImage) -> float | None:
         """Return the echo time in seconds, if the sidecar states a possible one."""
-        time = self.of(image).get("EchoTime")
+        time = self.find(image).get("EchoTime")
         return float(time) if isinstance(time, int | float) and not isinstance(time, bool) and 0 < time < 10 else None
 
     def is_discarded(self, image: StoredImage) -> bool:
         """Return whether dcm2niix classified the image as a localizer or as derived."""
-        guess = self.of(image).get("BidsGuess")
+        guess = self.find(image).get("BidsGuess")
         return isinstance(guess, list) and bool(guess) and str(guess[0]).lower() == "discard"
 
 
@@ -183,7 +183,7 @@ def _echoes(name: BidsName, groups: Sequence[Sequence[StoredImage]], sidecars: S
     if len(distinct) > 1 or any(None in each or len(set(each)) < len(each) for each in times):
         raise InvalidName("is one of several images of the scan, whose echo times do not tell them apart")
     (order,) = distinct
-    numbers = [sidecars.of(image).get("EchoNumber") for images in groups for image in images]
+    numbers = [sidecars.find(image).get("EchoNumber") for images in groups for image in images]
     if max((number for number in numbers if isinstance(number, int)), default=0) > len(order):
         raise InvalidName(f"is one of {len(order)} echoes, but the sidecars number more: an echo is missing")
     return {

@@ -49,7 +49,7 @@ class BidsMap:
     wrong: str = ""  # what is wrong with a map, which could name what the lines do not
 
     @classmethod
-    def of(cls, *sources: tuple[str, Iterable[BidsMapRow]]) -> "BidsMap":
+    def merge(cls, *sources: tuple[str, Iterable[BidsMapRow]]) -> "BidsMap":
         """Merge maps, each with its name in reports, in order of precedence.
 
         No line of an invalid map, nor of any map after it, is used: the invalid one could override them.

@@ -27,7 +27,7 @@ def keep_complete(entries: Sequence[ShownImage], sidecars: Sidecars, plan: Sessi
     kept = []
     for entry in entries:
         if entry.name.suffix == "phasediff":
-            own = sidecars.of(entry.image)
+            own = sidecars.find(entry.image)
             pair = [by_path.get(entry.name.called(f"magnitude{number}").path) for number in (1, 2)]
             times = [sidecars.echo_time(each.image) if each is not None else None for each in pair]
             if None not in times:
@@ -105,7 +105,7 @@ def _field_maps(entries: Iterable[ShownImage]) -> list[_FieldMapUse]:
 
 def _states_targets(found: _FieldMapUse, sidecars: Sidecars) -> bool:
     """Return whether a sidecar states itself what the field map is for."""
-    return any(not {"IntendedFor", "B0FieldIdentifier"}.isdisjoint(sidecars.of(each.image)) for each in found.entries)
+    return any(not {"IntendedFor", "B0FieldIdentifier"}.isdisjoint(sidecars.find(each.image)) for each in found.entries)
 
 
 def _matches(name: BidsName, pattern: str) -> bool:
@@ -145,7 +145,7 @@ def _orders(entries: Sequence[ShownImage], sidecars: Sidecars) -> Mapping[str, O
     """Return the order of images by path: by their acquisition times if all are known, else by their scan IDs."""
     clocks = {}
     for entry in entries:
-        match = _CLOCK.fullmatch(str(sidecars.of(entry.image).get("AcquisitionTime", "")))
+        match = _CLOCK.fullmatch(str(sidecars.find(entry.image).get("AcquisitionTime", "")))
         clocks[entry.path] = (float(match[1]), float(match[2]), float(match[3])) if match else None
     if None in clocks.values():
         return {entry.path: (natural(entry.scan.id),) for entry in entries}
@@ -153,8 +153,8 @@ def _orders(entries: Sequence[ShownImage], sidecars: Sidecars) -> Mapping[str, O
 
 
 def _has_same_shim(found: _FieldMapUse, target: ShownImage, sidecars: Sidecars) -> bool:
-    wanted = sidecars.of(target.image).get("ShimSetting")
-    shims = [sidecars.of(entry.image).get("ShimSetting") for entry in found.entries]
+    wanted = sidecars.find(target.image).get("ShimSetting")
+    shims = [sidecars.find(entry.image).get("ShimSetting") for entry in found.entries]
     return wanted is None or all(shim is None or shim == wanted for shim in shims)
 
 

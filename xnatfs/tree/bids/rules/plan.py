@@ -122,7 +122,7 @@ class SessionPlanner:
             raise BadReply(f"{self._map.wrong}, and nothing else names scan {scan.id}")
         notes = noted(scan) if self._rules.use_notes else None
         lines = [line for line in (self._map.find(scan), reproin(scan), notes) if line is not None]
-        stated = {_bare(name) for name, _ in own[:1]} | {_of(line) for line in lines}
+        stated = {_bare(name) for name, _ in own[:1]} | {_group_of_line(line) for line in lines}
         if len(stated) > 1 and images:
             names = [f"{name.stem} by its files" for name, _ in own[:1]]
             names += [f"{line.bidsname} by the {line.source}" for line in lines]
@@ -216,7 +216,7 @@ def _bare(name: BidsName) -> str:
     return group_of(name.having(dir=""))
 
 
-def _of(line: MapLine) -> str:
+def _group_of_line(line: MapLine) -> str:
     try:
         return _bare(line.parse())
     except InvalidName:

@@ -43,7 +43,7 @@ def with_direction(name: BidsName, images: Sequence[StoredImage], sidecars: Side
     """Return the name of a spin-echo field map with its `dir-`, if the sidecar states the direction."""
     if name.suffix != "epi" or name.get("dir") or not images:
         return name
-    return name.having(dir=_DIRECTIONS.get(str(sidecars.of(images[0]).get("PhaseEncodingDirection")), ""))
+    return name.having(dir=_DIRECTIONS.get(str(sidecars.find(images[0]).get("PhaseEncodingDirection")), ""))
 
 
 def pair_field_maps(found: Iterable[MappedScan], sidecars: Sidecars) -> tuple[list[NamedSeries], Reasons]:
