@@ -237,7 +237,7 @@ async def test_a_file_comes_from_the_shared_store_and_a_missing_small_one_is_cla
         assert (shared.calls, source.starts, rig.fill.state) == (calls, starts, State.COMPLETE)
 
 
-@pytest.mark.parametrize(("digest", "listed"), [("", len(SMALL)), (md5(SMALL), None)])
+@pytest.mark.parametrize(("digest", "listed"), [("", len(SMALL)), (md5(SMALL), None)], ids=["no digest", "no length"])
 async def test_what_is_not_identified_is_not_looked_for_in_the_shared_store(tmp_path, autojump_clock, digest, listed):
     shared = Shared([SMALL])
     async with filling(tmp_path, FakeSource(SMALL), digest=digest, listed=listed, shared=shared) as rig:
