@@ -29,6 +29,7 @@ LINUX = {
     os: "O_PATH O_TMPFILE fdatasync memfd_create posix_fadvise posix_fallocate copy_file_range splice eventfd unshare"
     " setns getxattr setxattr listxattr sched_getaffinity pidfd_open",
     time: "CLOCK_BOOTTIME",
+    select: "POLLRDHUP",
     socket: "TCP_USER_TIMEOUT SO_PEERCRED",
 }
 POSIX = {

@@ -8,6 +8,7 @@ ones. The portals end with the interpreter, whatever they are doing.
 import atexit
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ from typing import Any, TypeVar, TypeVarTuple
 import trio
 
 from xnatfs.api.endpoint import Endpoint
-from xnatfs.common.errors import first_error
+from xnatfs.common.errors import ConfigError, first_error
 from xnatfs.site import Site, open_site
 from xnatfs.tree import Root
 
@@ -120,6 +121,8 @@ class Portal:
         self._token = trio.lowlevel.current_trio_token()
         self._started.set()
         with self._scope:
+            if sys.platform != "linux":
+                raise ConfigError("files are read in Python on Linux only; xnatctl downloads them here")
             login = endpoint.find_login()
             async with (
                 open_site(endpoint.config, login.credentials, sessions=login.sessions) as self.site,

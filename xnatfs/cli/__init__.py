@@ -1,4 +1,4 @@
-"""The programs xnatfs and xnatctl."""
+"""Run the programs xnatfs and xnatctl."""
 
 import gc
 import sys

@@ -30,7 +30,7 @@ def pwrite(descriptor: int, data: bytes, offset: int) -> int:
 
 
 def sync_data(descriptor: int) -> None:
-    """Write a file to the disk. Raises OSError."""
+    """Write a file to the disk; on macOS, to the disk's own memory. Raises OSError."""
     getattr(os, "fdatasync", os.fsync)(descriptor)
 
 

@@ -14,10 +14,15 @@ from pathlib import Path
 
 from xnatfs.common.files import make_private
 
+HELD: type[OSError]  # the error for a lock that another holds
 try:
     import fcntl
+
+    HELD = BlockingIOError
 except ImportError:  # on Windows
     import msvcrt
+
+    HELD = PermissionError
 
 # Reports locks that were not acquired in time. Even a command that logs nothing shows these to its user.
 log = logging.getLogger(__name__)
@@ -43,11 +48,11 @@ def lock(fd: int, *, is_shared: bool = False) -> bool:
     On Windows it is a lock on the first byte, and never shared: it is for files without content.
     """
     try:
-        if "fcntl" in globals():
+        if HELD is BlockingIOError:
             fcntl.flock(fd, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         else:
             msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    except (BlockingIOError, PermissionError):  # the latter on Windows
+    except HELD:
         return False
     return True
 

@@ -130,7 +130,7 @@ class Receiver:
             try:
                 await self._writer.reserve(body.size)
             finally:
-                blob.ready.set()  # also where the download is cancelled: a later open joins this blob
+                blob.ready.set()  # also where that is refused, or cancelled: a later open joins this blob
 
     def _continues(self, download: RangeDownload, body: Body) -> bool:
         """Check that a later reply is of the version of the first one. Raises Stale where it has another one."""

@@ -1,8 +1,8 @@
 """Build the httpx clients of one server: TLS, proxies, socket options, limits, download processes."""
 
 import contextlib
-import socket
 import ssl
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -69,8 +69,8 @@ async def open_clients(config: Config, wire: httpx.AsyncBaseTransport | None = N
             text = f"HTTP_PROXY, HTTPS_PROXY or ALL_PROXY cannot be used: it must be {form}; no SOCKS"
             raise ConfigError(text) from None
         big = http
-        # The processes support no proxy, and Windows cannot send them files.
-        if wire is None and not is_proxied and hasattr(socket, "SCM_RIGHTS"):
+        # The processes support no proxy, and notice by a call of Linux alone that this one has ended.
+        if wire is None and not is_proxied and sys.platform == "linux":
             pool = await stack.enter_async_context(open_pool(config.ca_bundle, config.verify_ssl))
             big = await stack.enter_async_context(httpx.AsyncClient(transport=pool, **_common()))
         yield Clients(await stack.enter_async_context(http), big, await stack.enter_async_context(probe))

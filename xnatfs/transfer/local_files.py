@@ -25,8 +25,7 @@ DRAFT_HASH_BYTES = 2**20
 DRAFT_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY
 _COMMAND = secrets.token_hex(8)
 
-
-# What no name on Windows may have, and the names of its devices, which count with any extension.
+# Characters that Windows accepts in no name, and the names of its devices, which count with any extension.
 _NOT_ON_WINDOWS = re.compile(r'[<>:"/\\|?*\x00-\x1f]|[. ]$|%(?=[0-9A-F]{2})')
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\.|$)", re.IGNORECASE)
 
@@ -39,7 +38,7 @@ def windows_name(name: str) -> str:
 
 def local_name(name: str) -> str:
     """Return the name under which this system stores a file of the tree."""
-    return windows_name(name) if os.name == "nt" else name
+    return windows_name(name) if sys.platform == "win32" else name
 
 
 class LocalState(enum.Enum):

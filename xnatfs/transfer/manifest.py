@@ -161,6 +161,7 @@ class Manifest:
         Not without the lock, since another command may add records.
         """
         if self._log is not None and self.locked and self._lines > 2 * len(self._files):
+            self.close()  # Windows replaces no file that is open
             self._replace("files.jsonl", "".join(_line(place, each) for place, each in self._files.items()))
 
     def close(self) -> None:

@@ -1,1 +1,1 @@
-"""The commands that call a running mount, over its control socket."""
+"""Call a running mount over its control socket."""

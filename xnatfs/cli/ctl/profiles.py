@@ -3,6 +3,7 @@
 import argparse
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -241,9 +242,11 @@ def _run_editor(path: Path) -> None:
     """Let the user edit a file. Raises ConfigError if the editor does not start, or fails."""
     import subprocess  # for this command only
 
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
+    on_windows = sys.platform == "win32"
+    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ("notepad" if on_windows else "vi")
     try:
-        status = subprocess.run([*shlex.split(editor), str(path)], check=False).returncode
+        words = shlex.split(editor, posix=not on_windows)  # a path there has backslashes
+        status = subprocess.run([*words, str(path)], check=False).returncode
     except (OSError, ValueError) as error:
         raise ConfigError(f"the editor {editor!r} does not start ({error}): set EDITOR") from None
     if status:
