@@ -1,11 +1,13 @@
 """Run xnatctl as on another system: python -m tests.support.elsewhere darwin|win32 WORDS...
 
-What Python lacks there is missing here, too: names of Linux on both, names of POSIX on Windows, /proc on both. What
-libraries do on those systems is not simulated: they are imported before.
+What Python lacks there is missing here, too: names of Linux on both, names of POSIX on Windows, /proc on both. As on
+Windows, no file that this process has open is renamed or removed. What libraries do is not simulated: they are imported
+before.
 """
 
 import asyncio  # noqa: F401
 import concurrent.futures  # noqa: F401
+import contextlib
 import fcntl
 import getpass  # noqa: F401
 import importlib
@@ -21,7 +23,9 @@ import tempfile  # noqa: F401
 import time
 import types
 import uuid  # noqa: F401
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 LIBRARIES = ["trio", "httpx", "httpcore", "h11", "anyio", "yaml", "cachetools", "rich.console", "keyring"]
 
@@ -61,6 +65,8 @@ def become(system: str) -> None:
         for name in MODULES:
             sys.modules[name] = None  # type: ignore[assignment]
         sys.modules["msvcrt"] = _msvcrt()
+        for name in ("replace", "rename", "unlink", "remove"):
+            setattr(os, name, partial(_of_closed_files, getattr(os, name)))
     sys.addaudithook(_refuse_proc)
     sys.platform = system
 
@@ -75,6 +81,25 @@ def _msvcrt() -> types.ModuleType:
             raise PermissionError(13, "Permission denied") from error
 
     found.__dict__.update(LK_NBLCK=2, locking=locking)
+    return found
+
+
+def _of_closed_files(call: Callable[..., None], *paths: str | Path, **more: object) -> None:
+    """Rename or remove files unless this process has one of them open."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(path)
+            if (status.st_dev, status.st_ino) in _open_files():
+                raise PermissionError(13, "the file is in use", str(path))
+    call(*paths, **more)
+
+
+def _open_files() -> set[tuple[int, int]]:
+    found = set()
+    for descriptor in range(3, 64):
+        with contextlib.suppress(OSError):
+            status = os.fstat(descriptor)
+            found.add((status.st_dev, status.st_ino))
     return found
 
 
