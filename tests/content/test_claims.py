@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.content_fakes import SMALL, FakeSource, undigested, version
+from tests.support.content_fakes import SMALL, FakeSource, undigested, until, version
 from xnatfs.common.errors import BadReply
 from xnatfs.content import open_cache
 from xnatfs.content.disk.claims import Claims
@@ -50,6 +50,23 @@ async def both(caches, version, sources):
         for cache, source in zip(caches, sources, strict=True):
             nursery.start_soon(one, cache, source)
     return results
+
+
+async def test_the_names_that_any_process_claims_are_known(tmp_path):
+    (tmp_path / "download").touch()
+    async with Claims(tmp_path).turn("a", lambda: False), Claims(tmp_path).turn("b", lambda: False):
+        assert Claims(tmp_path).names() == {"a", "b"}
+    assert Claims(tmp_path).names() == Claims(tmp_path / "none").names() == set()
+
+
+async def test_what_another_process_is_fetching_singly_is_claimed(caches):
+    one, other = caches
+    source = FakeSource(SMALL, pause=0.01)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read, one, version(SMALL), source)
+        await begun(source)
+        assert other.claimed() == {identity(version(SMALL)).hex()}
+    await until(lambda: other.claimed() == set())
 
 
 async def test_two_processes_that_want_a_file_at_once_send_one_request(caches, tmp_path):

@@ -96,6 +96,10 @@ class ContentCache:
         """Return the files that are being fetched singly."""
         return [each.blob for each in self._files.entries.values() if each.fill is not None and each.fill.is_running]
 
+    def claimed(self) -> set[str]:
+        """Return the names that processes of this machine claim: of files fetched singly, their identity in hex."""
+        return self._store.claims.names()
+
     def has(self, version: Version) -> bool:
         """Return whether an open would need no request to the server. It takes one point read."""
         ident = identity(version)

@@ -23,6 +23,7 @@ import trio
 from xnatfs.common.errors import BadReply, XnatError
 from xnatfs.common.tasks import background, run_and_log_errors
 from xnatfs.content import ContentCache, Version
+from xnatfs.content.source import identity
 from xnatfs.prefetch.file_version import version
 from xnatfs.prefetch.read_pattern import (
     MAX_MEMBER_BYTES,
@@ -223,8 +224,13 @@ class SeriesPrefetch:
 
     async def _read_members(self, session: SessionReads, tar: SeriesTar, least: int) -> bool:
         series = tar.series
-        kept = await self._content.find_available([version(row) for row in series.rows])
-        if len(series.rows) - len(kept) < least:
+        claimed = self._content.claimed()  # before the look at what is available: a claimed file may be at any time
+        versions = [version(row) for row in series.rows]
+        kept = await self._content.find_available(versions)
+        missing = [each for each in versions if each not in kept]
+        if len(missing) < least + len(claimed):  # of a long list no hash is computed
+            missing = [each for each in missing if identity(each).hex() not in claimed]
+        if len(missing) < least:
             return True
         tar.requested_at = self._content.clock()
         async with self._xnat.archive(session.item, series.resource) as chunks:
