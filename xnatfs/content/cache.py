@@ -60,6 +60,7 @@ class ContentCache:
         self._distrusted: set[bytes] = set()  # identities to be fetched anew, even if a copy is cached
         self._write_behind = WriteBehind(store, nursery, self._files)
         self.turn = store.claims.turn  # fetch files in turn with the other processes
+        self.claimed = store.claims.names  # what they fetch now; a single file's name is its identity in hex
         self.write = self._write_behind.write  # what was put: then the other processes find it
         self.upkeep = Upkeep(store, self.write)
 
@@ -95,10 +96,6 @@ class ContentCache:
     def filling(self) -> list[Blob]:
         """Return the files that are being fetched singly."""
         return [each.blob for each in self._files.entries.values() if each.fill is not None and each.fill.is_running]
-
-    def claimed(self) -> set[str]:
-        """Return the names that processes of this machine claim: of files fetched singly, their identity in hex."""
-        return self._store.claims.names()
 
     def has(self, version: Version) -> bool:
         """Return whether an open would need no request to the server. It takes one point read."""

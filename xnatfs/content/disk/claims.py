@@ -22,7 +22,7 @@ CLAIM_WAIT_SECONDS = 30.0
 # Looks at a claim between two at its holder, which costs a look at all locks of the machine.
 LOOKS_PER_HOLDER_CHECK = 25
 # The suffix of a claim's file.
-SUFFIX = ".claim"
+CLAIM_SUFFIX = ".claim"
 # In place of the descriptor of a claim that cannot be made.
 NO_CLAIM = -1
 
@@ -44,7 +44,7 @@ class Claims:
         Wait no longer than until `is_done`, which is called at each look, or for CLAIM_WAIT_SECONDS; then the context
         has no claim.
         """
-        path = self._directory / (name + SUFFIX)
+        path = self._directory / (name + CLAIM_SUFFIX)
         claim = self._take(path)
         waited = claim is None
         with trio.move_on_after(CLAIM_WAIT_SECONDS):
@@ -64,7 +64,9 @@ class Claims:
     def names(self) -> set[str]:
         """Return the names that are claimed, by any process; a claim of one that has ended may be among them."""
         with suppress(OSError):
-            return {name.removesuffix(SUFFIX) for name in os.listdir(self._directory) if name.endswith(SUFFIX)}
+            return {
+                name.removesuffix(CLAIM_SUFFIX) for name in os.listdir(self._directory) if name.endswith(CLAIM_SUFFIX)
+            }
         return set()
 
     def _take(self, path: Path) -> int | None:
