@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import select
 import signal
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import trio
 
 from tests.support.demos import Demo
-from tests.support.mounting import SCRIPTS, daemons, end, environment, run
+from tests.support.mounting import LIMIT, SCRIPTS, daemons, end, environment, run
 from xnatfs.common.mountinfo import mount_on
 from xnatfs.content import open_cache
 from xnatfs.settings.config import server_directory
@@ -128,15 +129,19 @@ class Victim:
         return [each for each in found if workers is None or workers == (b"xnatfs.download_worker" in cmdline(each))]
 
     def kill(self, *, workers: bool | None = None) -> int:
-        """Kill them all, at once; return how many there were."""
-        killed = 0
+        """Kill them all, at once, and wait until they have ended; return how many there were.
+
+        A process that is being ended has no command line any more, and still its files: so its mount answers.
+        """
+        killed = []
         for process in self.processes(workers=workers):
-            try:
-                os.kill(process, signal.SIGKILL)
-                killed += 1
-            except ProcessLookupError:
-                continue
-        return killed
+            with suppress(ProcessLookupError):
+                killed.append(os.pidfd_open(process))
+                signal.pidfd_send_signal(killed[-1], signal.SIGKILL)
+        for descriptor in killed:
+            assert select.select([descriptor], [], [], LIMIT)[0], "a killed process does not end"
+            os.close(descriptor)
+        return len(killed)
 
     def gone(self) -> None:
         """Check that nothing runs any more."""
