@@ -277,7 +277,6 @@ class MemoryCache:
     """
 
     bytes_used = 0
-    limit = 0
 
     def __init__(self) -> None:
         self._files: dict[Version, bytes] = {}
@@ -299,11 +298,11 @@ class MemoryCache:
         if (data := self._files.get(version)) is None:
             async with source.open(0, version.size) as body:
                 data = b"".join([chunk async for chunk in body.chunks])
-            found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-            if version.digest not in ("", found):
-                raise BadReply(f"{version.key}: its MD5 is {found}, the catalogue says {version.digest}")
-            if found := await find_contradiction(version, len(data), source):
-                raise BadReply(f"{version.key}: {found}")
+            digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            if version.digest not in ("", digest):
+                raise BadReply(f"{version.key}: its MD5 is {digest}, the catalogue says {version.digest}")
+            if contradiction := await find_contradiction(version, len(data), source):
+                raise BadReply(f"{version.key}: {contradiction}")
             self._files[version] = data
         return blob_of(version.key, data)
 

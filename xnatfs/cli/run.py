@@ -8,16 +8,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from xnatfs.cli import streams
 from xnatfs.cli.parsing import USAGE_STATUS, make_parser
 from xnatfs.common import errors
 from xnatfs.common.sanitize import line, plain
-
-with suppress(ImportError):  # on Windows, which writes no core dumps
-    import resource
 
 if TYPE_CHECKING:
     from xnatfs.cli.daemon import Reporter
@@ -54,7 +50,9 @@ def no_core_dumps() -> None:
     both are inherited by whatever is started. PR_SET_DUMPABLE would do the same and lock the user's own debuggers
     out; other users are kept out without it.
     """
-    if "resource" not in globals():
+    try:
+        import resource
+    except ImportError:  # on Windows, which writes no core dumps
         return
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     limit = 1 if most == resource.RLIM_INFINITY else min(1, most)

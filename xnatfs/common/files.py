@@ -13,22 +13,6 @@ O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 O_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 
 
-def pread(descriptor: int, length: int, offset: int) -> bytes:
-    """Read at an offset; where the system has no such call, the position of the descriptor moves. Raises OSError."""
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, length, offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.read(descriptor, length)
-
-
-def pwrite(descriptor: int, data: bytes, offset: int) -> int:
-    """Write at an offset, as `pread` reads; return the number of bytes. Raises OSError."""
-    if hasattr(os, "pwrite"):
-        return os.pwrite(descriptor, data, offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.write(descriptor, data)
-
-
 def sync_data(descriptor: int) -> None:
     """Write a file to the disk; on macOS, to the disk's own memory. Raises OSError."""
     getattr(os, "fdatasync", os.fsync)(descriptor)

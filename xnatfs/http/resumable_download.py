@@ -8,6 +8,7 @@ validator (RFC 9110, 8.8) or a digest proves them to be of one version, or if al
 import hashlib
 import logging
 import math
+import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -17,7 +18,6 @@ import httpx
 import trio
 
 from xnatfs.common.errors import BadReply, Stale, Unreachable
-from xnatfs.common.files import pwrite
 from xnatfs.content.source import Body
 from xnatfs.http.messages import HttpRequest
 from xnatfs.http.replies import close, content_length, is_framed, last_modified, strong_validator
@@ -281,7 +281,7 @@ class _Transfer:
                     raise BadReply(f"{self._where} ended after {self._position} bytes")
                 self._unwritten = piece
             part = self._unwritten[:length]
-            count = len(part) if descriptor is None else pwrite(descriptor, part, offset)
+            count = len(part) if descriptor is None else os.pwrite(descriptor, part, offset)
             self._unwritten = self._unwritten[count:]
             offset, length = offset + count, length - count
             yield count

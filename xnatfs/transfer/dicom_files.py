@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from xnatfs.common.errors import ConfigError
-from xnatfs.common.files import pread
 
 TAGS = ["SOPInstanceUID", "StudyInstanceUID"]
 # The SOP class of a DICOMDIR, which is a table of contents of the files around it, and no image.
@@ -190,7 +189,8 @@ class _Section(io.RawIOBase):
 
     def readinto(self, buffer: "memoryview") -> int:  # type: ignore[override]
         length = min(len(buffer), max(0, self._size - self._at))
-        data = pread(self._file.fileno(), length, self._begin + self._at)
+        self._file.seek(self._begin + self._at)
+        data = self._file.read(length)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from stat import S_ISREG
 
-from xnatfs.common.files import O_BINARY, pread, sync_data
+from xnatfs.common.files import O_BINARY, sync_data
 from xnatfs.transfer.manifest import Written
 
 DRAFT_SUFFIX = ".part"
@@ -131,7 +131,7 @@ class Draft:
     def hash_written(self, end: int) -> None:
         """Add to the digest what another process has written, up to an offset."""
         while self.size < end:
-            data = pread(self._descriptor, min(DRAFT_HASH_BYTES, end - self.size), self.size)
+            data = os.pread(self._descriptor, min(DRAFT_HASH_BYTES, end - self.size), self.size)
             if not data:
                 raise OSError(errno.EIO, "was cut short while it was written", str(self.target))
             self._digest.update(data)
