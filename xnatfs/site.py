@@ -20,7 +20,6 @@ import httpx
 import trio
 
 from xnatfs.common.errors import BadReply, Unreachable
-from xnatfs.common.garbage import keep_collections_short
 from xnatfs.common.tasks import background, gather
 from xnatfs.content import ContentCache, Source, Version, open_cache
 from xnatfs.content.blob import Blob, blob_of
@@ -136,7 +135,6 @@ class Site:
         listing is current: a program that ends soon would otherwise see only stale ones.
         """
         self._nursery.start_soon(self._tidy)
-        self._nursery.start_soon(keep_collections_short)
         self.access.begin(self.access.recall)
         if persists and self.xnat.login.username:
             self.offline = offline

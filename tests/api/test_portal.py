@@ -55,6 +55,33 @@ def test_a_process_has_one_portal_whatever_the_number_of_threads(user):
     assert _portals(user) == before
 
 
+def test_the_settings_of_a_process_are_its_own(user):
+    """Compare what a library could change in a program: before a file is read, while the server is open, and after."""
+    done = user.python(
+        f"""
+import gc, logging, os, resource, signal, sys
+import xnatfs
+
+def settings():
+    os.umask(before := os.umask(0))
+    return (
+        gc.isenabled(), gc.get_threshold(), len(gc.callbacks), gc.get_freeze_count(),
+        [signal.getsignal(number) for number in signal.valid_signals()], before,
+        sys.unraisablehook, sys.excepthook, logging.root.level, len(logging.root.handlers), os.getcwd(),
+        [resource.getrlimit(limit) for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_CORE)],
+    )
+
+own = settings()
+with xnatfs.open(sys.argv[1]) as server:
+    server.read({NIFTI!r})
+    gc.collect()
+    print(settings() == own)
+print(settings() == own)
+"""
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\nTrue\n", "")
+
+
 def _portals(user):
     return [thread.name for thread in threading.enumerate()].count(f"xnatfs {user.demo.url}")
 

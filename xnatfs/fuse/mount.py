@@ -21,6 +21,7 @@ import trio
 
 from xnatfs import __version__
 from xnatfs.common.errors import MountpointError, Unreachable, XnatError
+from xnatfs.common.garbage import keep_collections_short
 from xnatfs.common.mountinfo import mount_on
 from xnatfs.fuse.attributes import Ownership
 from xnatfs.fuse.control.calls import control_mount
@@ -134,6 +135,7 @@ async def _serve(
             nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations), reload)
             if options.fuse_fd is None:  # of an exec there may be many on one mountpoint
                 nursery.start_soon(control_mount, site, operations, config, options.mountpoint)
+            nursery.start_soon(keep_collections_short)  # a process of its own; the Python API's belongs to its user
             nursery.start_soon(_when_running, operations, ready, options.mountpoint)
             await pyfuse3.main(max_tasks=MOST_REQUESTS)
             nursery.cancel_scope.cancel()
