@@ -23,7 +23,7 @@ LONGEST_FILES = (
     "cli/test_execute.py",
     "cli/test_logins.py",
     "programs/test_directory.py",
-    "transfer/test_upload.py",
+    "transfer/uploads/test_sessions.py",
     "cli/test_boot.py",
     "scripts/test_building.py",
     "cli/test_contract.py",

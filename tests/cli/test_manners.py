@@ -21,7 +21,7 @@ from tests.fuse.test_mount import wait_for
 from tests.support.changing import images
 from tests.support.commanding import SESSION, Shell
 from tests.support.mounting import LIMIT, SCRIPTS, daemons, end, environment, mounted_file_system, run
-from tests.transfer.test_upload import IMPORT, SMALL
+from tests.transfer.uploads.test_sessions import IMPORT, SMALL
 from xnatfs.cli.commands import add_commands
 from xnatfs.cli.ctl import main as ctl
 from xnatfs.cli.output import ELLIPSIS

@@ -170,7 +170,7 @@ def test_a_file_to_be_sent_that_cannot_be_read_is_named(fresh):
 def test_a_folder_to_be_sent_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     """Run as an unprivileged user; root may list all folders."""
     from xnatfs.common.errors import ConfigError
-    from xnatfs.transfer import upload_resource as resource
+    from xnatfs.transfer.uploads import resources as resource
 
     (tmp_path / "closed").mkdir()
     (tmp_path / "a.txt").write_text("a")

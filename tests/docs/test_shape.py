@@ -20,7 +20,7 @@ FUNCTION_PARAMETERS = 6
 # What is over, and named exactly: what is over no longer leaves the table.
 EXCEPTIONS: dict[str, set[str]] = {
     "module lines": {
-        "xnatfs.transfer.upload_session",
+        "xnatfs.transfer.uploads.sessions",
     },
     "class methods": {
         "xnatfs.content.cache.ContentCache",

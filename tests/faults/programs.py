@@ -36,7 +36,7 @@ from xnatfs.rest.models import PrearchiveSession
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
-from xnatfs.transfer import upload_resource as resource
+from xnatfs.transfer.uploads import resources as resource
 from xnatfs.tree import Root
 
 # Beyond the timeout: what a machine needs on which much else goes on, and what is waited for before a tar is given up.

@@ -62,10 +62,10 @@ from xnatfs.settings import profile_file as profiles
 from xnatfs.settings import session_store as sessions
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.transfer import dicom_files as images
 from xnatfs.transfer import download as transfer
-from xnatfs.transfer import upload_resource, upload_session
-from xnatfs.transfer.journal import Journal
+from xnatfs.transfer.uploads import dicom_files as images
+from xnatfs.transfer.uploads import resources, sessions
+from xnatfs.transfer.uploads.journal import Journal
 from xnatfs.tree.names import MAX_PATH_LEVELS, encode, split
 
 EXAMPLES = int(os.environ.get("XNATFS_FUZZ", "40"))
@@ -370,10 +370,10 @@ def test_what_is_said_to_a_change_is_understood_or_an_error(status, text, locati
     assert isinstance(prearchive.failure(xnat, answer, "this"), XnatError)
     assert isinstance(prearchive._place(answer), str)
     assert all(isinstance(part, str) for part in prearchive.origin({"prearchivePath": location}))
-    assert isinstance(upload_session._project(location), str)
-    assert all(isinstance(name, str) for name in upload_resource._duplicates(text))
+    assert isinstance(sessions._project(location), str)
+    assert all(isinstance(name, str) for name in resources._duplicates(text))
     with suppress(BadReply):
-        upload_session._waiting(location)
+        sessions._waiting(location)
 
 
 # -- archives ----------------------------------------------------------------------------------------------------

@@ -38,11 +38,11 @@ from xnatfs.rest.json_rows import MAX_ROW_CHARACTERS, Table
 from xnatfs.rest.models import natural
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
-from xnatfs.transfer import dicom_files as images
 from xnatfs.transfer import download as transfer
 from xnatfs.transfer.local_files import Draft
 from xnatfs.transfer.manifest import FOLDER, Owner
 from xnatfs.transfer.plan import plan, session_dir
+from xnatfs.transfer.uploads import dicom_files as images
 from xnatfs.tree import Root, folders, names
 from xnatfs.tree.catalogue_file import CatalogueFile
 from xnatfs.tree.node import Dir, File, Link, Node

@@ -28,8 +28,8 @@ from xnatfs.demo.server.reply import Failed
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
-from xnatfs.transfer.upload_resource import ResourceTarget, upload
-from xnatfs.transfer.upload_resource import find as find_files
+from xnatfs.transfer.uploads.resources import ResourceTarget, upload
+from xnatfs.transfer.uploads.resources import find as find_files
 from xnatfs.tree.node import File
 
 SCAN = "projects/P/S/E/scans/1"

@@ -18,10 +18,10 @@ from xnatfs.common.errors import ConfigError, NotFound, Unreachable
 # What uploads is imported by the commands that upload: completion and all other commands start without it.
 if TYPE_CHECKING:
     from xnatfs.rest.client import Xnat
-    from xnatfs.transfer import dicom_files as dicom
-    from xnatfs.transfer import upload_resource
-    from xnatfs.transfer.journal import Journal
-    from xnatfs.transfer.upload_session import Outcome, Target
+    from xnatfs.transfer.uploads import dicom_files as dicom
+    from xnatfs.transfer.uploads import resources
+    from xnatfs.transfer.uploads.journal import Journal
+    from xnatfs.transfer.uploads.sessions import Outcome, Target
 
 MODES = ("tar", "zip", "gradual")
 OVERWRITES = ("none", "append", "delete")
@@ -69,8 +69,8 @@ async def session_upload(context: Context) -> int:
     """Send a session's DICOM to the server."""
     import trio
 
-    from xnatfs.transfer import dicom_files as dicom
-    from xnatfs.transfer.upload_session import Target
+    from xnatfs.transfer.uploads import dicom_files as dicom
+    from xnatfs.transfer.uploads.sessions import Target
 
     arguments, profile = context.arguments, context.config.profile
     direct = profile.direct_archive if arguments.direct_archive is None else arguments.direct_archive
@@ -102,8 +102,8 @@ def _overwrite(context: Context) -> Any:
 async def _upload(context: Context, found: dicom.DicomFiles, target: Target) -> int:
     """Send the images, and find out where they have arrived."""
 
-    from xnatfs.transfer import upload_session as session
-    from xnatfs.transfer.journal import Journal
+    from xnatfs.transfer.uploads import sessions as session
+    from xnatfs.transfer.uploads.journal import Journal
 
     arguments = context.arguments
     names = (context.config.url, target.project, target.subject, target.session, str(target.direct))
@@ -131,8 +131,8 @@ async def _upload(context: Context, found: dicom.DicomFiles, target: Target) -> 
 
 async def _begin(context: Context, xnat: Xnat, target: Target, journal: Journal, found: dicom.DicomFiles) -> None:
     """Resume an earlier run of the upload, or check that the session may be made."""
-    from xnatfs.transfer import upload_session as session
-    from xnatfs.transfer.journal import DONE
+    from xnatfs.transfer.uploads import sessions as session
+    from xnatfs.transfer.uploads.journal import DONE
 
     studies, is_exact = {image.study for image in found.images}, _overwrite(context) == "none"
     resumes = context.arguments.resume and journal.resume()
@@ -146,7 +146,7 @@ async def _begin(context: Context, xnat: Xnat, target: Target, journal: Journal,
 
 
 def _left(journal: Journal, found: dicom.DicomFiles) -> Callable[[], str]:
-    from xnatfs.transfer.journal import DONE
+    from xnatfs.transfer.uploads.journal import DONE
 
     return lambda: f"the server has {journal.count(DONE)} of {len(found.images)} files, and keeps them; for the others"
 
@@ -177,7 +177,7 @@ async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, 
     """Poll until the server is done with the session. Raises Unreachable after --wait-timeout."""
     import trio
 
-    from xnatfs.transfer import upload_session as session
+    from xnatfs.transfer.uploads import sessions as session
 
     longest, pause, progress = context.arguments.wait_timeout, 1.0, StateReport(context, target.session, "")
     with trio.move_on_after(longest):
@@ -276,7 +276,7 @@ async def resource_upload(context: Context) -> int:
     """Send files to a resource of a session, a scan, a subject or a project."""
     import trio
 
-    from xnatfs.transfer import upload_resource as resource
+    from xnatfs.transfer.uploads import resources as resource
 
     arguments = context.arguments
     label, path = _words(arguments)
@@ -301,7 +301,7 @@ async def resource_upload(context: Context) -> int:
     return 0 if not report.failed else PARTIAL_STATUS if report.files else 1
 
 
-def _note_resource(context: Context, report: upload_resource.UploadReport, label: str) -> None:
+def _note_resource(context: Context, report: resources.UploadReport, label: str) -> None:
     for name, why in report.failed:
         print_message(f"xnatctl: {name} {why}")
     if report.sent:
@@ -314,7 +314,7 @@ def _note_resource(context: Context, report: upload_resource.UploadReport, label
 
 
 def _resource_cells(
-    context: Context, report: upload_resource.UploadReport, item: Sequence[str], label: str
+    context: Context, report: resources.UploadReport, item: Sequence[str], label: str
 ) -> dict[str, object]:
     return {
         "operation": "resource upload",

@@ -22,9 +22,9 @@ from xnatfs.rest import prearchive
 from xnatfs.rest.client import Xnat
 from xnatfs.rest.models import UNASSIGNED, FileRow, PrearchiveSession, Row, total
 from xnatfs.transfer.copying import Progress
-from xnatfs.transfer.dicom_files import Image
-from xnatfs.transfer.journal import DONE, NEW, SENT, Batch, Journal, Mode
-from xnatfs.transfer.request_bodies import Part, Sending, as_file, as_tar, as_zip, with_length
+from xnatfs.transfer.uploads.dicom_files import Image
+from xnatfs.transfer.uploads.journal import DONE, NEW, SENT, Batch, Journal, Mode
+from xnatfs.transfer.uploads.request_bodies import Part, Sending, as_file, as_tar, as_zip, with_length
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from xnatfs.common.files import write_private
 from xnatfs.common.sanitize import loads
-from xnatfs.transfer.dicom_files import Image
+from xnatfs.transfer.uploads.dicom_files import Image
 
 VERSION = 1
 # Bytes of the first batch, which is sent alone: they show whether the server accepts it, and the others wait for it.

@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from xnatfs.transfer.dicom_files import HEAD_BYTES, _identity, read_uids
+from xnatfs.transfer.uploads.dicom_files import HEAD_BYTES, _identity, read_uids
 
 UIDS = ("1.2.3.7", "1.2.3", "1.2.840.10008.5.1.4.1.1.4")
 

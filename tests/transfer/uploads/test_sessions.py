@@ -32,7 +32,7 @@ IMPORT = "/data/services/import"
 # The program with small batches, so that a few kilobytes are several.
 SMALL = """if True:
     import sys
-    import xnatfs.transfer.upload_session as session
+    import xnatfs.transfer.uploads.sessions as session
     session.UPLOAD_BATCH_BYTES = 5000
     session.PAUSES = (0.01, 0.01)
     from xnatfs.cli import main_xnatctl
@@ -393,8 +393,8 @@ def test_no_answer_is_no_reason_to_send_again(small, fresh, folder):
 
 def journalless(folder: Path) -> list[object]:
     """Return the batches that the folder is divided into."""
-    from xnatfs.transfer import dicom_files as found
-    from xnatfs.transfer.journal import batches_of
+    from xnatfs.transfer.uploads import dicom_files as found
+    from xnatfs.transfer.uploads.journal import batches_of
 
     return list(batches_of(found.find(folder).images, 5000))
 
@@ -872,7 +872,7 @@ def test_streams_make_whole_archives(tmp_path):
     import trio
 
     from xnatfs.cli.ctl.progress import Silent
-    from xnatfs.transfer.request_bodies import Part, Sending, as_tar, as_zip
+    from xnatfs.transfer.uploads.request_bodies import Part, Sending, as_tar, as_zip
 
     sizes = (0, 1, 511, 512, 513, 2**20, 2**20 + 1)
     made = {f"{number}.dcm": os.urandom(size) for number, size in enumerate(sizes)}
@@ -903,10 +903,10 @@ def test_streams_make_whole_archives(tmp_path):
 
 async def test_a_count_that_older_files_hide_is_waited_for_a_minute(monkeypatch, autojump_clock):
     """End a wait once the archived session has not grown for a minute, and not after the four hours of --wait."""
-    import xnatfs.transfer.upload_session as session
+    import xnatfs.transfer.uploads.sessions as session
     from xnatfs.rest.models import FileRow
-    from xnatfs.transfer.dicom_files import Image
-    from xnatfs.transfer.journal import Journal
+    from xnatfs.transfer.uploads.dicom_files import Image
+    from xnatfs.transfer.uploads.journal import Journal
 
     files = [FileRow("1", f"{n}.dcm", 1, "", "", "", n) for n in range(3)]
 

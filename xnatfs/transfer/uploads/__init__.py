@@ -1,0 +1,1 @@
+"""Upload images as a session, and files to a resource."""
