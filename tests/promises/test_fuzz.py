@@ -64,7 +64,7 @@ from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.transfer import download as transfer
 from xnatfs.transfer.uploads import dicom_files as images
-from xnatfs.transfer.uploads import resources, sessions
+from xnatfs.transfer.uploads import import_service, resources
 from xnatfs.transfer.uploads.journal import Journal
 from xnatfs.tree.names import MAX_PATH_LEVELS, encode, split
 
@@ -370,10 +370,10 @@ def test_what_is_said_to_a_change_is_understood_or_an_error(status, text, locati
     assert isinstance(prearchive.failure(xnat, answer, "this"), XnatError)
     assert isinstance(prearchive._place(answer), str)
     assert all(isinstance(part, str) for part in prearchive.origin({"prearchivePath": location}))
-    assert isinstance(sessions._project(location), str)
+    assert isinstance(import_service._project(location), str)
     assert all(isinstance(name, str) for name in resources._duplicates(text))
     with suppress(BadReply):
-        sessions._waiting(location)
+        PrearchiveSession.parse_uri(location)
 
 
 # -- archives ----------------------------------------------------------------------------------------------------
@@ -512,7 +512,7 @@ def test_files_of_ours_that_make_no_sense_are_none(tmp_path, cells, data):
     make_private(names.path.parent)
     names.path.write_bytes(raw)
     assert find_names(names, ["projects"]) is None
-    journal = Journal(("https://x", str(tmp_path)), [], 10)
+    journal = Journal(("https://x", str(tmp_path)), [])
     journal.path = tmp_path / "journal"
     journal.path.write_bytes(raw)
     journal.resume()

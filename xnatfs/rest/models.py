@@ -188,6 +188,14 @@ class PrearchiveSession:
             row,
         )
 
+    @classmethod
+    def parse_uri(cls, uri: str) -> Self | None:
+        """Return the session that a prearchive URI names, with or without /data; None for any other URI."""
+        match uri.removeprefix("/data").strip("/").split("/"):
+            case ["prearchive", "projects", project, timestamp, folder]:
+                return cls.parse(Row({"project": project, "timestamp": timestamp, "folderName": folder}))
+        return None
+
     @property
     def key(self) -> tuple[str, str, str]:
         return (self.project or UNASSIGNED, self.timestamp, self.folder)

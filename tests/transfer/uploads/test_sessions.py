@@ -1,24 +1,19 @@
-"""Test xnatctl session upload and resource upload: what arrives, once; interrupted and resumed; the server's traps."""
+"""Test xnatctl session upload: what arrives, once; interrupted and resumed; the server's traps."""
 
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import threading
 import time
-import zipfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pydicom
 import pytest
-import trio
 
 from tests.support.changing import images, tar_of, zip_of
-from tests.support.commanding import COLLABORATOR, EVERY_RELEASE, MEMBER, SESSION, XNAT_1_6_ALONE, Shell
+from tests.support.commanding import COLLABORATOR, EVERY_RELEASE, XNAT_1_6_ALONE, Shell
 from tests.support.mounting import LIMIT
 from tests.support.real_data import PROJECT, WITHOUT, sample_sessions
 from xnatfs.demo.archive.entries import Entry
@@ -32,9 +27,9 @@ IMPORT = "/data/services/import"
 # The program with small batches, so that a few kilobytes are several.
 SMALL = """if True:
     import sys
-    import xnatfs.transfer.uploads.sessions as session
-    session.UPLOAD_BATCH_BYTES = 5000
-    session.PAUSES = (0.01, 0.01)
+    from xnatfs.transfer.uploads import import_service, journal
+    journal.UPLOAD_BATCH_BYTES = 5000
+    import_service.PAUSES = (0.01, 0.01)
     from xnatfs.cli import main_xnatctl
     sys.exit(main_xnatctl(sys.argv[1:]))
 """
@@ -684,147 +679,6 @@ def test_batches_into_a_project_that_archives_by_itself(small, fresh, folder):
     assert contents(archived(fresh)) == sorted(series(10).values())
 
 
-# -- resources ---------------------------------------------------------------------------------------------------
-
-NAMES = {"a.txt": b"one", "sub/b c.txt": b"two", "100% #1?.txt": b"three", "empty": b"", "päper.nii": bytes(3000)}
-
-
-@pytest.fixture
-def papers(fresh: Shell) -> Path:
-    directory = fresh.home / "papers"
-    for name, content in NAMES.items():
-        (directory / name).parent.mkdir(parents=True, exist_ok=True)
-        (directory / name).write_bytes(content)
-    return directory
-
-
-def held(shell: Shell, label: str) -> dict[str, bytes]:
-    (resource,) = [r for r in shell.session().resources if r.label == label]
-    return {entry.path: data(entry) for entry in resource.entries}
-
-
-@EVERY_RELEASE
-def test_a_folder_becomes_a_resource_with_every_name(fresh, papers):
-    fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers)
-    assert held(fresh, "PAPERS") == NAMES
-    before = len(fresh.requests("PUT"))
-    assert "Up to date" in fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers).err
-    assert len(fresh.requests("PUT")) == before
-
-
-def test_without_digests_the_same_files_are_known_by_their_bytes(fresh, papers):
-    fresh.app.site.digests = False
-    words = ("resource", "upload", "-E", SESSION, "PAPERS", papers)
-    fresh.ctl(*words)
-    before = len(fresh.requests("PUT"))
-    done = fresh.ctl(*words, "-o", "json")
-    assert "Up to date" in done.err
-    assert f"Comparing {len(NAMES)} files by their bytes" in done.err
-    assert (done.rows["up_to_date"], done.rows["unverified"]) == (len(NAMES), 0)
-    assert len(fresh.requests("PUT")) == before
-    (papers / "a.txt").write_bytes(b"eno")  # of the same length
-    assert "other files of these names: a.txt" in fresh.ctl(*words, status=1).err
-    assert len(fresh.requests("PUT")) == before
-    done = fresh.ctl(*words, "--overwrite", "-o", "json")
-    assert (done.rows["sent"], done.rows["unverified"]) == (1, 0), "it was read again"
-    assert held(fresh, "PAPERS") == {**NAMES, "a.txt": b"eno"}
-
-
-@pytest.mark.parametrize("digests", [True, False], ids=["digests", "no digests"])
-def test_a_file_of_equal_length_that_was_not_replaced_is_told(fresh, papers, digests):
-    """For want of the right to change, the server answers 200, and name and length are those of the file before."""
-    fresh.app.site.digests = digests
-    words = ("resource", "upload", "-E", SESSION, "PAPERS", papers)
-    fresh.ctl(*words)
-    (papers / "a.txt").write_bytes(b"eno")
-    collaborator = fresh.as_user(COLLABORATOR)
-    done = collaborator.ctl(*words, "--overwrite", status=6)
-    assert "stored none of them" in done.err
-    assert held(fresh, "PAPERS") == NAMES
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_one_file_becomes_one_of_a_resource(fresh, papers, name):
-    fresh.ctl("resource", "upload", SESSION, "ONE", papers / name)
-    assert held(fresh, "ONE") == {Path(name).name: NAMES[name]}
-
-
-def test_other_files_of_the_same_names_are_refused_before_a_byte_is_sent(fresh, papers):
-    fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers)
-    (papers / "a.txt").write_bytes(b"changed")
-    before = len(fresh.requests("PUT"))
-    done = fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers, status=1)
-    assert "a.txt" in done.err
-    assert len(fresh.requests("PUT")) == before
-    fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers, "--overwrite")
-    assert held(fresh, "PAPERS") == {**NAMES, "a.txt": b"changed"}
-
-
-def test_duplicates_that_only_the_body_tells_of(fresh, papers):
-    def duplicate(asked: Request) -> Reply | None:
-        if asked.method == "PUT":
-            return Reply(200, b'{"duplicates":["a.txt"]}', "text/html")
-        return None
-
-    fresh.app.faults.append(duplicate)
-    done = fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers / "a.txt", status=1)
-    assert "a.txt" in done.err
-
-
-def test_a_web_page_is_no_word_of_whether_it_was_stored(fresh, papers):
-    def page(asked: Request) -> Reply | None:
-        return Reply(200, b"<!DOCTYPE html><h3>Log in</h3>", "text/html") if asked.method == "PUT" else None
-
-    words = ("resource", "upload", "-E", SESSION, "PAPERS", papers)
-    fresh.app.faults.append(page)
-    said = fresh.ctl(*words, status=4).err
-    assert "answered with a web page (Log in)" in said
-    assert "the same command sends what is missing" in said
-    assert len(fresh.requests("PUT")) == 1
-    fresh.app.faults.clear()
-    fresh.ctl(*words)
-    assert held(fresh, "PAPERS") == NAMES
-
-
-def test_200_with_nothing_stored(fresh, papers):
-    done = fresh.as_user(COLLABORATOR).ctl(
-        "resource", "upload", "-E", SESSION, "PAPERS", papers, "-P", "MYPROJECT", status=6
-    )
-    assert "stored none" in done.err
-    fresh.as_user(MEMBER).ctl("resource", "upload", "-E", SESSION, "PAPERS", papers)
-    assert held(fresh, "PAPERS") == NAMES
-
-
-def test_a_file_that_arrives_damaged_is_told(fresh, papers):
-    def damage(asked: Request) -> Reply | None:
-        if asked.method != "PUT":
-            return None
-        reply: Reply = fresh.app._answer(asked)[0]
-        entry = fresh.session().resources[-1].entries[0]
-        entry.digest = "1" * 32
-        return reply
-
-    fresh.app.faults.append(damage)
-    done = fresh.ctl("resource", "upload", "-E", SESSION, "PAPERS", papers / "a.txt", status=1)
-    assert "its digest is another" in done.err
-    assert "Uploaded" not in done.err
-    done = fresh.ctl("resource", "upload", "-E", SESSION, "MORE", papers, status=8)
-    assert "Uploaded 4 files" in done.err
-
-
-def test_resources_of_scans_subjects_and_projects(fresh, papers):
-    one = papers / "a.txt"
-    fresh.ctl("resource", "upload", "-E", SESSION, "QA", one, "--scan", "10")
-    fresh.ctl("resource", "upload", "-P", "MYPROJECT", "-S", "SUB001", "QA", one)
-    fresh.ctl("resource", "upload", "-P", "MYPROJECT", "QA", one)
-    archive = fresh.app.archive
-    (scan,) = [scan for scan in fresh.session().scans if scan.id == "10"]
-    for found in (scan.resources, archive.subjects["XNAT_S00001"].resources, archive.projects["MYPROJECT"].resources):
-        assert [resource.label for resource in found if resource.label == "QA"] == ["QA"]
-    done = fresh.ctl("resource", "upload", "-E", SESSION, "QA", one, "--scan", "77", status=5)
-    assert "scan 77" in done.err
-
-
 # -- real images -------------------------------------------------------------------------------------------------
 
 
@@ -865,70 +719,3 @@ def test_a_real_session_goes_up_and_comes_back(fresh, case, mode, direct):
     back = [path for path in (fresh.home / "back/NEW/scans").rglob("*") if path.is_file()]
     assert len(sent) == 324
     assert by_instance(back) == by_instance(sent)
-
-
-def test_streams_make_whole_archives(tmp_path):
-    """The programs tar and zip read the bodies, whatever the sizes."""
-    import trio
-
-    from xnatfs.cli.ctl.progress import Silent
-    from xnatfs.transfer.uploads.request_bodies import Part, Sending, as_tar, as_zip
-
-    sizes = (0, 1, 511, 512, 513, 2**20, 2**20 + 1)
-    made = {f"{number}.dcm": os.urandom(size) for number, size in enumerate(sizes)}
-    for name, content in made.items():
-        (tmp_path / name).write_bytes(content)
-
-    def opener(name: str) -> Callable[[], object]:
-        return lambda: open(tmp_path / name, "rb")
-
-    parts = [Part(name, len(content), opener(name)) for name, content in made.items()]  # type: ignore[arg-type]
-    for make, target in ((as_tar, tmp_path / "made.tar"), (as_zip, tmp_path / "made.zip")):
-        body = make(parts, Silent())
-
-        async def all_of(body: Sending = body) -> bytes:
-            return b"".join([piece async for piece in body.pieces()])
-
-        target.write_bytes(trio.run(all_of))
-        assert int(body.headers.get("Content-Length", target.stat().st_size)) == target.stat().st_size
-        assert len(body.digests) == len(made)
-    with tarfile.open(tmp_path / "made.tar") as tar:
-        assert {m.name: tar.extractfile(m).read() for m in tar} == made  # type: ignore[union-attr]
-    with zipfile.ZipFile(tmp_path / "made.zip") as archive:
-        assert {name: archive.read(name) for name in archive.namelist()} == made
-
-
-# -- waiting -----------------------------------------------------------------------------------------------------
-
-
-async def test_a_count_that_older_files_hide_is_waited_for_a_minute(monkeypatch, autojump_clock):
-    """End a wait once the archived session has not grown for a minute, and not after the four hours of --wait."""
-    import xnatfs.transfer.uploads.sessions as session
-    from xnatfs.rest.models import FileRow
-    from xnatfs.transfer.uploads.dicom_files import Image
-    from xnatfs.transfer.uploads.journal import Journal
-
-    files = [FileRow("1", f"{n}.dcm", 1, "", "", "", n) for n in range(3)]
-
-    async def in_archive(xnat: object, target: object) -> tuple[str, list[FileRow]]:
-        return "XNAT_E1", files
-
-    async def nothing(*arguments: object) -> list[object]:
-        return []
-
-    monkeypatch.setattr(session, "_in_archive", in_archive)
-    image = Image("1.dcm", 1, 0.0, "1.2.1", "1.2", io.BytesIO)
-    journal = Journal(("x",), [image], session.UPLOAD_BATCH_BYTES)
-    journal.before = {session.ARCHIVE: None}
-    outcome = session.Outcome()
-    xnat = type("Xnat", (), {"prearchive": nothing})()
-    looks: list[bool] = []
-    for _ in range(30):
-        if len(looks) == 4:
-            files.append(FileRow("1", "later.dcm", 1, "", "", "", 3))
-        looks.append(await session.look(xnat, session.Target("P", "S", "E", direct=True), outcome, journal))
-        if looks[-1]:
-            break
-        await trio.sleep(10)
-    assert looks == [False] * 10 + [True], "six pauses of ten seconds after the last file"
-    assert (outcome.arrived, outcome.accession) == (None, "XNAT_E1")

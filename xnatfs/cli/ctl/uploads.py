@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from xnatfs.rest.client import Xnat
     from xnatfs.transfer.uploads import dicom_files as dicom
     from xnatfs.transfer.uploads import resources
+    from xnatfs.transfer.uploads.arrival import Outcome
+    from xnatfs.transfer.uploads.import_service import Target
     from xnatfs.transfer.uploads.journal import Journal
-    from xnatfs.transfer.uploads.sessions import Outcome, Target
 
 MODES = ("tar", "zip", "gradual")
 OVERWRITES = ("none", "append", "delete")
@@ -70,7 +71,7 @@ async def session_upload(context: Context) -> int:
     import trio
 
     from xnatfs.transfer.uploads import dicom_files as dicom
-    from xnatfs.transfer.uploads.sessions import Target
+    from xnatfs.transfer.uploads.import_service import Target
 
     arguments, profile = context.arguments, context.config.profile
     direct = profile.direct_archive if arguments.direct_archive is None else arguments.direct_archive
@@ -102,24 +103,23 @@ def _overwrite(context: Context) -> Any:
 async def _upload(context: Context, found: dicom.DicomFiles, target: Target) -> int:
     """Send the images, and find out where they have arrived."""
 
-    from xnatfs.transfer.uploads import sessions as session
+    from xnatfs.transfer.uploads import arrival
     from xnatfs.transfer.uploads.journal import Journal
+    from xnatfs.transfer.uploads.sessions import PARALLEL_BATCHES, Upload
 
     arguments = context.arguments
     names = (context.config.url, target.project, target.subject, target.session, str(target.direct))
-    journal = Journal(names, found.images, session.UPLOAD_BATCH_BYTES)
+    journal = Journal(names, found.images)
     async with context.xnat() as xnat:
         await _begin(context, xnat, target, journal, found)
         with show_progress(context, "uploading") as progress, context.resumable(_left(journal, found)):
-            workers = (
-                1 if found.ordered else arguments.workers or context.config.profile.workers or session.PARALLEL_BATCHES
-            )
-            upload = session.Upload(xnat, found.images, target, journal, progress, context.note)
+            workers = 1 if found.ordered else arguments.workers or context.config.profile.workers or PARALLEL_BATCHES
+            upload = Upload(xnat, found.images, target, journal, progress, context.note)
             sent = await upload.send(_mode(context), _overwrite(context), workers)
         context.note(f"Sent {sent} files in {context.seconds:.1f} s")
         with context.resumable(lambda: "all files are sent, and the server goes on with them; to look again"):
-            outcome = await session.complete(xnat, target, journal)
-            done = await session.look(xnat, target, outcome, journal)
+            outcome = await arrival.complete(xnat, target, journal)
+            done = await arrival.look(xnat, target, outcome, journal)
             if arguments.wait and not done:
                 await _wait(context, xnat, target, outcome, journal)
     outcome.files, outcome.size, outcome.sent = len(found.images), found.size, sent
@@ -131,18 +131,18 @@ async def _upload(context: Context, found: dicom.DicomFiles, target: Target) -> 
 
 async def _begin(context: Context, xnat: Xnat, target: Target, journal: Journal, found: dicom.DicomFiles) -> None:
     """Resume an earlier run of the upload, or check that the session may be made."""
-    from xnatfs.transfer.uploads import sessions as session
+    from xnatfs.transfer.uploads import arrival
     from xnatfs.transfer.uploads.journal import DONE
 
     studies, is_exact = {image.study for image in found.images}, _overwrite(context) == "none"
     resumes = context.arguments.resume and journal.resume()
-    if resumes and await session.reconcile(xnat, target, journal, studies, exact=is_exact):
+    if resumes and await arrival.reconcile(xnat, target, journal, studies, exact=is_exact):
         context.note(f"Resuming an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
     elif is_exact:
-        await session.check_free(xnat, target)
+        await arrival.check_free(xnat, target)
         journal.before = {}
     else:
-        journal.before = await session.count_before(xnat, target)
+        journal.before = await arrival.count_before(xnat, target)
 
 
 def _left(journal: Journal, found: dicom.DicomFiles) -> Callable[[], str]:
@@ -177,11 +177,11 @@ async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, 
     """Poll until the server is done with the session. Raises Unreachable after --wait-timeout."""
     import trio
 
-    from xnatfs.transfer.uploads import sessions as session
+    from xnatfs.transfer.uploads import arrival
 
     longest, pause, progress = context.arguments.wait_timeout, 1.0, StateReport(context, target.session, "")
     with trio.move_on_after(longest):
-        while not await session.look(xnat, target, outcome, journal):
+        while not await arrival.look(xnat, target, outcome, journal):
             progress.report(_state(outcome))
             await trio.sleep(pause)
             pause = min(pause * 1.5, 5.0)

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from xnatfs.common.files import write_private
 from xnatfs.common.sanitize import loads
 from xnatfs.transfer.uploads.dicom_files import Image
+from xnatfs.transfer.uploads.request_bodies import UPLOAD_BATCH_BYTES
 
 VERSION = 1
 # Bytes of the first batch, which is sent alone: they show whether the server accepts it, and the others wait for it.
@@ -58,11 +59,11 @@ def batches_of(images: Sequence[Image], limit: int) -> list[Batch]:
 class Journal:
     """Journal of one upload, of these images to this target."""
 
-    def __init__(self, target: Sequence[str], images: Sequence[Image], limit: int) -> None:
+    def __init__(self, target: Sequence[str], images: Sequence[Image]) -> None:
         name = hashlib.sha256("\n".join(target).encode()).hexdigest()[:32]
         self.path = state_home() / "uploads" / f"{name}.json"
         self._images = _fingerprint(images)
-        self.batches = batches_of(images, limit)
+        self.batches = batches_of(images, UPLOAD_BATCH_BYTES)
         self.resumed = False
         # Number of files of sessions of the label before the first batch, by path; None where the server did not know.
         self.before: dict[str, int | None] = {}

@@ -17,6 +17,9 @@ import trio
 from xnatfs.common.errors import XnatError
 from xnatfs.transfer.copying import NoProgress, Progress
 
+# Bytes of the files in a body: what a broken connection loses, and what a proxy before a server normally accepts.
+UPLOAD_BATCH_BYTES = 64 * 2**20
+
 BLOCK = tarfile.BLOCKSIZE
 # The end of a tar: two empty blocks.
 END = bytes(2 * BLOCK)

@@ -27,8 +27,7 @@ from xnatfs.rest.prearchive import failure
 from xnatfs.transfer.copying import Progress
 from xnatfs.transfer.local_files import md5
 from xnatfs.transfer.uploads.dicom_files import raise_error
-from xnatfs.transfer.uploads.request_bodies import Part, Sending, as_file, as_tar, with_length
-from xnatfs.transfer.uploads.sessions import UPLOAD_BATCH_BYTES
+from xnatfs.transfer.uploads.request_bodies import UPLOAD_BATCH_BYTES, Part, Sending, as_file, as_tar, with_length
 from xnatfs.tree.file_source import FileSource
 
 # Sites that require a reason for every change refuse a change without one.
