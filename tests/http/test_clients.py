@@ -1,4 +1,4 @@
-"""Reads of a TLS connection return all records that have arrived."""
+"""Test that reads of a connection return all that has arrived."""
 
 # ruff: noqa: ASYNC109  the parameters are httpcore's
 
@@ -8,6 +8,7 @@ from typing import Any
 import httpcore
 import pytest
 
+from xnatfs.http import clients
 from xnatfs.http.clients import RecordsBackend
 
 
@@ -32,7 +33,7 @@ class Stream(httpcore.AsyncNetworkStream):
         self.records, self.data = records, data
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self.data if self.records is None else self.records.read(max_bytes)
+        return self.data[:max_bytes] if self.records is None else self.records.read(max_bytes)
 
     async def start_tls(self, *args: Any) -> httpcore.AsyncNetworkStream:
         return Stream(Records(*[b"a" * 10, b"b" * 10, b"c" * 10]))
@@ -50,15 +51,17 @@ async def connection(monkeypatch: pytest.MonkeyPatch) -> httpcore.AsyncNetworkSt
     return await RecordsBackend().connect_tcp("host", 443)
 
 
-async def test_a_read_returns_all_records(connection):
-    assert await connection.read(100) == b"plain"
+@pytest.mark.parametrize("requested", [1, 100])
+async def test_a_read_returns_all_records(connection, requested):
+    assert await connection.read(requested) == b"plain"
     secure = await connection.start_tls(ssl.create_default_context(), "host")
-    assert await secure.read(100) == b"a" * 10 + b"b" * 10 + b"c" * 10
+    assert await secure.read(requested) == b"a" * 10 + b"b" * 10 + b"c" * 10
 
 
-async def test_a_read_returns_no_more_than_was_requested(connection):
+async def test_a_read_returns_no_more_than_its_limit_or_what_was_requested(connection, monkeypatch):
+    monkeypatch.setattr(clients, "READ_BYTES", 15)
     secure = await connection.start_tls(ssl.create_default_context(), "host")
-    assert await secure.read(15) == b"a" * 10 + b"b" * 5
+    assert await secure.read(1) == b"a" * 10 + b"b" * 5
     assert await secure.read(100) == b"b" * 5 + b"c" * 10
     with pytest.raises(ssl.SSLWantReadError):
         await secure.read(100)

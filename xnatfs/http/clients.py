@@ -28,9 +28,9 @@ PARALLEL_DOWNLOADS = 8
 # Two more than the downloads, so that a listing never waits behind eight of them.
 MAX_CONNECTIONS = PARALLEL_DOWNLOADS + 2
 
-# httpcore reads 64 KiB from a socket at a time, and each read goes through five layers: a gigabyte took three times as
-# long (measured on loopback: 0.17 against 0.5 GB/s).
-httpcore.AsyncHTTP11Connection.READ_NUM_BYTES = 512 * 1024
+# httpcore requests 64 KiB from a connection at a time, and each read goes through five layers: a gigabyte took three
+# times as long (measured on loopback: 0.17 against 0.5 GB/s).
+READ_BYTES = 512 * 1024
 # The longest TLS record (RFC 8446, 5.1). Each is read into a buffer of the size that is requested, which is then cut.
 TLS_RECORD_BYTES = 16 * 1024
 
@@ -93,8 +93,7 @@ def _client_factory(
         direct = None  # httpx uses proxies only if it makes its own transport
         if not is_proxied:
             direct = httpx.AsyncHTTPTransport(verify=tls, limits=limits, socket_options=options)
-            direct._pool._network_backend = RecordsBackend()  # httpx has no parameter for it
-        return httpx.AsyncClient(
+        client = httpx.AsyncClient(
             base_url=config.url,
             headers={"User-Agent": f"xnatfs/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(config.timeout, connect=min(CONNECT_TIMEOUT_SECONDS, config.timeout), pool=None),
@@ -104,6 +103,9 @@ def _client_factory(
             transport=wire or direct,
             **_common(),
         )
+        for pool in _pools(client):
+            pool._network_backend = RecordsBackend()  # httpx has no parameter for it
+        return client
 
     return new_client, is_proxied
 
@@ -116,20 +118,26 @@ def _common() -> dict[str, Any]:
     }
 
 
+def _pools(client: httpx.AsyncClient) -> list[httpcore.AsyncConnectionPool]:
+    """Return the connection pools of a client; httpx has no public way to them."""
+    transports = {client._transport, *client._mounts.values()}
+    pools = [getattr(transport, "_pool", None) for transport in transports]  # a test's transport has none
+    return [pool for pool in pools if isinstance(pool, httpcore.AsyncConnectionPool)]
+
+
 async def close_idle_connections(client: httpx.AsyncClient) -> None:
-    """Close the connections of a client that no request uses; httpx has no public way to do that."""
-    for transport in {client._transport, *client._mounts.values()}:
-        pool = getattr(transport, "_pool", None)  # a test's transport has none
-        for connection in pool.connections if isinstance(pool, httpcore.AsyncConnectionPool) else ():
+    """Close the connections of a client that no request uses."""
+    for pool in _pools(client):
+        for connection in pool.connections:
             if connection.is_idle():
                 await connection.aclose()
 
 
 class RecordsBackend(httpcore.TrioBackend):
-    """Open connections of trio that return all TLS records that have arrived.
+    """Open connections of trio whose reads return all that has arrived, up to READ_BYTES.
 
-    trio's own stream returns one record at a time, of 16 KiB at most, and each passes through the layers of httpcore
-    and httpx: a tar of 100 MB takes 6,400 such passes.
+    trio's own stream returns one TLS record at a time, of 16 KiB at most, and each passes through the layers of
+    httpcore and httpx: a tar of 100 MB takes 6,400 such passes.
     """
 
     async def connect_tcp(
@@ -149,6 +157,7 @@ class _RecordStream(httpcore.AsyncNetworkStream):
         self._ssl_object = stream.get_extra_info("ssl_object")
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
+        max_bytes = max(max_bytes, READ_BYTES)  # httpcore passes it on to h11, which takes any length
         if self._ssl_object is None:
             return await self._stream.read(max_bytes, timeout)
         pieces = [await self._stream.read(min(max_bytes, TLS_RECORD_BYTES), timeout)]
