@@ -484,7 +484,9 @@ def test_counters_and_tasks_are_logged_on_a_signal(demo, mount):
     }
     assert (state["hits"], state["misses"], state["fetched"]) == (0, 1, 11)
     assert state["tasks"] > 3
-    assert re.search(r"task xnatfs.site.Site._tidy: _tidy \(site.py:\d+\) > sleep", mount.log_file.read_text())
+    log = mount.log_file.read_text()
+    assert re.search(r"task xnatfs.site.Site._tidy: _tidy \(site.py:\d+\) > sleep", log)
+    assert "task xnatfs.common.garbage.keep_collections_short: " in log
     assert run("ls", mount.path).returncode == 0
 
 
