@@ -170,7 +170,7 @@ def test_a_file_to_be_sent_that_cannot_be_read_is_named(fresh):
 def test_a_folder_to_be_sent_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     """Run as an unprivileged user; root may list all folders."""
     from xnatfs.common.errors import ConfigError
-    from xnatfs.transfer.uploads import resources as resource
+    from xnatfs.transfer.uploads import resources
 
     (tmp_path / "closed").mkdir()
     (tmp_path / "a.txt").write_text("a")
@@ -183,7 +183,7 @@ def test_a_folder_to_be_sent_that_cannot_be_listed_is_named(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(ConfigError, match="closed: Permission denied"):
-        resource.find(tmp_path)
+        resources.find(tmp_path)
 
 
 # -- given twice -------------------------------------------------------------------------------------------------
@@ -234,7 +234,7 @@ def test_every_command_with_an_option_for_its_argument_is_in_the_table():
         )
 
     assert {(each.noun, each.verb) for each in commands() if doubled(each)} <= {words[:2] for words in TWICE} | {
-        ("resource", "upload"),  # test_uploads has it
+        ("resource", "upload"),  # test_resources has it
         ("", "browse"),  # above, without a noun
     }
 

@@ -36,7 +36,7 @@ from xnatfs.rest.models import PrearchiveSession
 from xnatfs.settings.config import Config
 from xnatfs.settings.credentials import Credentials
 from xnatfs.site import Site, open_site
-from xnatfs.transfer.uploads import resources as resource
+from xnatfs.transfer.uploads import resources
 from xnatfs.tree import Root
 
 # Beyond the timeout: what a machine needs on which much else goes on, and what is waited for before a tar is given up.
@@ -368,9 +368,9 @@ class Uploader(Client):
         self.path.write_bytes(UPLOADED)
 
     async def run(self) -> None:
-        where, files = ("experiments", EXPERIMENT), resource.find(self.path)
-        target = resource.ResourceTarget(self.xnat, where, self.stage.name)
-        sending = resource.upload(target, files, overwrite=False, progress=Quiet())
+        where, files = ("experiments", EXPERIMENT), resources.find(self.path)
+        target = resources.ResourceTarget(self.xnat, where, self.stage.name)
+        sending = resources.upload(target, files, overwrite=False, progress=Quiet())
         report = await self.call(sending)
         if report.failed:
             raise Failed("exit 1", str(report.failed))

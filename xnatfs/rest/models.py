@@ -190,7 +190,10 @@ class PrearchiveSession:
 
     @classmethod
     def parse_uri(cls, uri: str) -> Self | None:
-        """Return the session that a prearchive URI names, with or without /data; None for any other URI."""
+        """Return the session that a prearchive URI names, with or without /data; None for any other URI.
+
+        Raises BadReply if its timestamp or folder is empty.
+        """
         match uri.removeprefix("/data").strip("/").split("/"):
             case ["prearchive", "projects", project, timestamp, folder]:
                 return cls.parse(Row({"project": project, "timestamp": timestamp, "folderName": folder}))

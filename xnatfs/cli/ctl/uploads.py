@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from xnatfs.rest.client import Xnat
     from xnatfs.transfer.uploads import dicom_files as dicom
     from xnatfs.transfer.uploads import resources
-    from xnatfs.transfer.uploads.arrival import Outcome
     from xnatfs.transfer.uploads.import_service import Target
     from xnatfs.transfer.uploads.journal import Journal
+    from xnatfs.transfer.uploads.server_state import Outcome
 
 MODES = ("tar", "zip", "gradual")
 OVERWRITES = ("none", "append", "delete")
@@ -103,7 +103,7 @@ def _overwrite(context: Context) -> Any:
 async def _upload(context: Context, found: dicom.DicomFiles, target: Target) -> int:
     """Send the images, and find out where they have arrived."""
 
-    from xnatfs.transfer.uploads import arrival
+    from xnatfs.transfer.uploads import server_state
     from xnatfs.transfer.uploads.journal import Journal
     from xnatfs.transfer.uploads.sessions import PARALLEL_BATCHES, Upload
 
@@ -118,8 +118,8 @@ async def _upload(context: Context, found: dicom.DicomFiles, target: Target) -> 
             sent = await upload.send(_mode(context), _overwrite(context), workers)
         context.note(f"Sent {sent} files in {context.seconds:.1f} s")
         with context.resumable(lambda: "all files are sent, and the server goes on with them; to look again"):
-            outcome = await arrival.complete(xnat, target, journal)
-            done = await arrival.look(xnat, target, outcome, journal)
+            outcome = await server_state.complete(xnat, target, journal)
+            done = await server_state.look(xnat, target, outcome, journal)
             if arguments.wait and not done:
                 await _wait(context, xnat, target, outcome, journal)
     outcome.files, outcome.size, outcome.sent = len(found.images), found.size, sent
@@ -131,18 +131,18 @@ async def _upload(context: Context, found: dicom.DicomFiles, target: Target) -> 
 
 async def _begin(context: Context, xnat: Xnat, target: Target, journal: Journal, found: dicom.DicomFiles) -> None:
     """Resume an earlier run of the upload, or check that the session may be made."""
-    from xnatfs.transfer.uploads import arrival
+    from xnatfs.transfer.uploads import server_state
     from xnatfs.transfer.uploads.journal import DONE
 
     studies, is_exact = {image.study for image in found.images}, _overwrite(context) == "none"
     resumes = context.arguments.resume and journal.resume()
-    if resumes and await arrival.reconcile(xnat, target, journal, studies, exact=is_exact):
+    if resumes and await server_state.reconcile(xnat, target, journal, studies, exact=is_exact):
         context.note(f"Resuming an upload that ended with {journal.count(DONE)} of {len(found.images)} files")
     elif is_exact:
-        await arrival.check_free(xnat, target)
+        await server_state.check_free(xnat, target)
         journal.before = {}
     else:
-        journal.before = await arrival.count_before(xnat, target)
+        journal.before = await server_state.count_before(xnat, target)
 
 
 def _left(journal: Journal, found: dicom.DicomFiles) -> Callable[[], str]:
@@ -177,11 +177,11 @@ async def _wait(context: Context, xnat: Xnat, target: Target, outcome: Outcome, 
     """Poll until the server is done with the session. Raises Unreachable after --wait-timeout."""
     import trio
 
-    from xnatfs.transfer.uploads import arrival
+    from xnatfs.transfer.uploads import server_state
 
     longest, pause, progress = context.arguments.wait_timeout, 1.0, StateReport(context, target.session, "")
     with trio.move_on_after(longest):
-        while not await arrival.look(xnat, target, outcome, journal):
+        while not await server_state.look(xnat, target, outcome, journal):
             progress.report(_state(outcome))
             await trio.sleep(pause)
             pause = min(pause * 1.5, 5.0)
@@ -276,11 +276,11 @@ async def resource_upload(context: Context) -> int:
     """Send files to a resource of a session, a scan, a subject or a project."""
     import trio
 
-    from xnatfs.transfer.uploads import resources as resource
+    from xnatfs.transfer.uploads import resources
 
     arguments = context.arguments
     label, path = _words(arguments)
-    files = await trio.to_thread.run_sync(resource.find, path, abandon_on_cancel=True)
+    files = await trio.to_thread.run_sync(resources.find, path, abandon_on_cancel=True)
     if not files:
         raise ConfigError(f"{path} holds no files")
     if arguments.dry_run:
@@ -293,8 +293,8 @@ async def resource_upload(context: Context) -> int:
             show_progress(context, "uploading") as progress,
             context.resumable(lambda: f"{progress.count} files are sent, and stay there; for the others"),
         ):
-            target = resource.ResourceTarget(xnat, item, label, context.note)
-            report = await resource.upload(target, files, overwrite=arguments.overwrite, progress=progress)
+            target = resources.ResourceTarget(xnat, item, label, context.note)
+            report = await resources.upload(target, files, overwrite=arguments.overwrite, progress=progress)
     _note_resource(context, report, label)
     if arguments.output in STRUCTURED_FORMATS and not arguments.quiet:
         print_structured(arguments.output, _resource_cells(context, report, item, label))

@@ -1,6 +1,6 @@
-"""Send images of a session to the import service, a request at a time, and check where the server has put them.
+"""Send images of a session to the import service, and check where the server has put them.
 
-A request is repeated only if the server has refused it for the moment.
+A request that the server refuses because it is at work on the session is repeated after a pause.
 """
 
 import logging
@@ -72,9 +72,15 @@ class ImportService:
         self._projects = {"", target.project}  # names of the project in answers; its ID is added for an alias
 
     async def send_packed(self, body: Sending, overwrite: Overwrite, what: str) -> list[str]:
-        """Send a tar or a zip of files, named `what` in errors, and return the URIs where the server has put them.
+        """Send a tar or a zip of files, and return the URIs where the server has put them.
 
-        Raises NotTaken if the server does not store it so, or names the session by itself.
+        Args:
+            body: The tar or the zip.
+            overwrite: What becomes of existing files: "append" replaces those of the same names, "delete" all.
+            what: Names the body in errors.
+
+        Raises:
+            NotTaken: The server does not accept this form, or gives the session another name.
         """
         answer = await self._post(_packed(self._target, overwrite), body, what)
         if not answer.text.strip():  # old servers answer so to what they cannot unpack

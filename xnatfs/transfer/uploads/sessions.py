@@ -139,7 +139,7 @@ class Upload:
         await self._record(batch, body, await self._service.send_packed(body, overwrite, what), what)
 
     async def _record(self, batch: Batch, body: Sending, uris: list[str], what: str) -> None:
-        """Record what was sent and where the server has put it. Raises Denied if that is another project."""
+        """Record what was sent and where the server has put it. Raises Denied if that is not the target's project."""
         for name in body.digests:
             self._progress.done(PurePosixPath(name))
         batch.uris = list(dict.fromkeys([*batch.uris, *uris]))

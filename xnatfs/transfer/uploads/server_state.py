@@ -1,4 +1,4 @@
-"""Find out what the server holds of an upload: before it, to resume it, and after it, until its session has arrived."""
+"""Find out what the server holds of an upload: before it begins, when it resumes, and until its session has arrived."""
 
 import logging
 from collections.abc import Collection

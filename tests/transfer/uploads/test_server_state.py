@@ -5,7 +5,7 @@ import io
 import trio
 
 from xnatfs.rest.models import FileRow
-from xnatfs.transfer.uploads import arrival
+from xnatfs.transfer.uploads import server_state
 from xnatfs.transfer.uploads.dicom_files import Image
 from xnatfs.transfer.uploads.import_service import Target
 from xnatfs.transfer.uploads.journal import Journal
@@ -22,17 +22,17 @@ async def test_a_count_that_older_files_hide_is_waited_for_a_minute(monkeypatch,
     async def nothing(*arguments: object) -> list[object]:
         return []
 
-    monkeypatch.setattr(arrival, "_in_archive", in_archive)
+    monkeypatch.setattr(server_state, "_in_archive", in_archive)
     image = Image("1.dcm", 1, 0.0, "1.2.1", "1.2", io.BytesIO)
     journal = Journal(("x",), [image])
-    journal.before = {arrival.ARCHIVE: None}
-    outcome = arrival.Outcome()
+    journal.before = {server_state.ARCHIVE: None}
+    outcome = server_state.Outcome()
     xnat = type("Xnat", (), {"prearchive": nothing})()
     looks: list[bool] = []
     for _ in range(30):
         if len(looks) == 4:
             files.append(FileRow("1", "later.dcm", 1, "", "", "", 3))
-        looks.append(await arrival.look(xnat, Target("P", "S", "E", direct=True), outcome, journal))
+        looks.append(await server_state.look(xnat, Target("P", "S", "E", direct=True), outcome, journal))
         if looks[-1]:
             break
         await trio.sleep(10)
