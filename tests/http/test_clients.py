@@ -59,7 +59,7 @@ async def test_a_read_returns_all_records(connection, requested):
 
 
 async def test_a_read_returns_no_more_than_its_limit_or_what_was_requested(connection, monkeypatch):
-    monkeypatch.setattr(clients, "READ_BYTES", 15)
+    monkeypatch.setattr(clients, "SOCKET_READ_BYTES", 15)
     secure = await connection.start_tls(ssl.create_default_context(), "host")
     assert await secure.read(1) == b"a" * 10 + b"b" * 5
     assert await secure.read(100) == b"b" * 5 + b"c" * 10

@@ -30,7 +30,7 @@ MAX_CONNECTIONS = PARALLEL_DOWNLOADS + 2
 
 # httpcore requests 64 KiB from a connection at a time, and each read goes through five layers: a gigabyte took three
 # times as long (measured on loopback: 0.17 against 0.5 GB/s).
-READ_BYTES = 512 * 1024
+SOCKET_READ_BYTES = 512 * 1024
 # The longest TLS record (RFC 8446, 5.1). Each is read into a buffer of the size that is requested, which is then cut.
 TLS_RECORD_BYTES = 16 * 1024
 
@@ -134,7 +134,7 @@ async def close_idle_connections(client: httpx.AsyncClient) -> None:
 
 
 class RecordsBackend(httpcore.TrioBackend):
-    """Open connections of trio whose reads return all that has arrived, up to READ_BYTES.
+    """Open connections of trio whose reads return all that has arrived, up to SOCKET_READ_BYTES.
 
     trio's own stream returns one TLS record at a time, of 16 KiB at most, and each passes through the layers of
     httpcore and httpx: a tar of 100 MB takes 6,400 such passes.
@@ -157,7 +157,7 @@ class _RecordStream(httpcore.AsyncNetworkStream):
         self._ssl_object = stream.get_extra_info("ssl_object")
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        max_bytes = max(max_bytes, READ_BYTES)  # httpcore passes it on to h11, which takes any length
+        max_bytes = max(max_bytes, SOCKET_READ_BYTES)  # httpcore passes it on to h11, which takes any length
         if self._ssl_object is None:
             return await self._stream.read(max_bytes, timeout)
         pieces = [await self._stream.read(min(max_bytes, TLS_RECORD_BYTES), timeout)]
