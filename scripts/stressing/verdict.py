@@ -25,6 +25,9 @@ SLACK = 5.0
 # Seconds that a fault may have an effect: requests are retried for TIMEOUT, once for a listing and once for the file; a
 # refusal is cached for 5 s.
 FELT = STALL + 2 * TIMEOUT + SLACK
+# After a 401 the client takes its session for dead, whatever reply it was, that of an archive too. A restart may break
+# the connection of a login, of which there is one at a time.
+LEAVING_A_SESSION = frozenset({"status 401", "restart"})
 # Errors that a program may see while a file is replaced: its bytes or its size differ from the catalogue's.
 OF_CHANGES = frozenset({"EIO", "ESTALE", "CHANGED", "SHRANK"})
 
@@ -75,6 +78,7 @@ class Truth:
     silent: int = 0  # faults in archives, which no program sees: their files are fetched singly
     kinds: Counter[str] = field(default_factory=Counter)
     expired: list[float] = field(default_factory=list)  # times at which all logins expired
+    given_up: list[float] = field(default_factory=list)  # times of faults that each leave at most one session behind
     listed: list[float] = field(default_factory=list)  # times of listings that concern the session for `stat`
 
     def __post_init__(self) -> None:
@@ -98,6 +102,8 @@ class Truth:
                     truth.listed.append(line["at"])
         for line in journal(proxy):
             truth.kinds[line["fault"]] += 1
+            if line["fault"] in LEAVING_A_SESSION:
+                truth.given_up.append(line["at"])
             met = _met(line, names, resources)
             if met is None:
                 truth.silent += 1
@@ -107,9 +113,9 @@ class Truth:
         return truth
 
     def left_behind(self) -> int:
-        """Count the sessions that a client gave up because of a 401 fault since the last real expiry."""
+        """Count the sessions that a client may have given up alive since the last real expiry."""
         since = max(self.expired, default=0.0)
-        return sum(met.fault == "status 401" and met.at > since - 1.0 for met in self.met)
+        return sum(at > since - 1.0 for at in self.given_up)
 
     # -- versions ----------------------------------------------------------------------------------------------------
 
@@ -221,10 +227,10 @@ def errors_caused(truth: Truth, seen: Sequence[Event]) -> tuple[Finding, Counter
 
 
 def sessions_left(alive: int, after: int, left_behind: int) -> Finding:
-    """Check the server's sessions after the unmount and after a logout. One given up after a 401 fault stays alive."""
+    """Check the server's sessions after the unmount and after a logout; some faults leave one alive."""
     said = f"{alive} after the unmount, which leaves one; {after} after `xnatctl auth logout`"
     if left_behind:
-        said += f"; replies that reported an ended session: {left_behind}"
+        said += f"; faults that leave a session behind: {left_behind}"
     return Finding("no session left on the server", alive <= 1 + left_behind and after <= left_behind, said)
 
 

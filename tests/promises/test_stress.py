@@ -329,8 +329,10 @@ def test_journals_tell_which_file_a_request_was_for(tmp_path):
         "/data/experiments/E1/files?all=true&format=json",
         "/data/projects?format=json",
     ]
+    faults = [(1.0, "html", each) for each in targets]
+    faults += [(2.0, "status 401", targets[2]), (3.0, "restart", targets[-1])]  # that of an archive is silent
     proxy.write_text(
-        "".join(json.dumps({"what": "met", "at": 1.0, "fault": "html", "path": each}) + "\n" for each in targets)
+        "".join(json.dumps({"what": "met", "at": at, "fault": f, "path": path}) + "\n" for at, f, path in faults)
     )
     found = Truth.read(archive.files(1), server, proxy)
     assert [(met.path, set(met.sessions)) for met in found.met] == [
@@ -339,8 +341,10 @@ def test_journals_tell_which_file_a_request_was_for(tmp_path):
         ("S01/E01/resources/notes/100% sure.txt", set()),  # comes out of the archive only
         ("", {"S01/E01"}),
         ("", set()),
+        ("", set()),
     ]
-    assert (found.made, found.expired, found.silent) == ({PLAIN: [5.0]}, [8.0], 1)
+    assert (found.made, found.expired, found.silent) == ({PLAIN: [5.0]}, [8.0], 2)
+    assert found.given_up == [2.0, 3.0]
     assert found.listed == [7.0]
 
 
@@ -353,7 +357,8 @@ def test_sessions_that_stay_on_the_server_are_told(alive, after, left, holds):
 
 
 def test_a_session_may_stay_where_a_client_was_told_that_it_is_dead():
-    known = truth(met=[Met(at, "status 401", frozenset()) for at in (5.0, 15.0, 16.0)])
+    known = truth()
+    known.given_up = [5.0, 15.0, 16.0]
     assert known.left_behind() == 3
     known.expired = [10.0]
     assert known.left_behind() == 2
