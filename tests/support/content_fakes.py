@@ -6,7 +6,7 @@ import os
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 
 import trio
@@ -33,9 +33,17 @@ def patient() -> MockClock:
 
 
 def descriptors() -> set[str]:
-    """Return the open descriptors of this process, without those of garbage, which may be closed at any time."""
+    """Return the open descriptors of this process, without those of garbage and of servers that other tests have left.
+
+    Both may be closed at any time: a server's thread ends once the peer of its socket is silent for long enough.
+    """
     gc.collect()
-    return set(os.listdir("/proc/self/fd"))
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the list itself
+            if not os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                found.add(name)
+    return found
 
 
 def md5(data: bytes) -> str:
