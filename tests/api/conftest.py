@@ -13,6 +13,7 @@ import pytest
 import xnatfs
 from tests.support.demos import Demo, serving
 from tests.support.mounting import environment, run
+from xnatfs.api.portal import close_portals
 from xnatfs.demo.server.app import Record
 
 SCAN = "projects/BRAINS/SUB001/SUB001_MR1/scans/1"
@@ -77,7 +78,8 @@ def _is_content(record: Record) -> bool:
 
 
 @pytest.fixture
-def user(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> User:
+def user(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[User]:
+    """Provide a user in this process, whose portals end with the test."""
     home = tmp_path / "home"
     home.mkdir()
     made = User(demo, home)
@@ -85,7 +87,8 @@ def user(demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> User:
         monkeypatch.delenv(key)
     for key, value in {"HOME": str(home), **made.login}.items():
         monkeypatch.setenv(key, value)
-    return made
+    yield made
+    close_portals()
 
 
 @pytest.fixture

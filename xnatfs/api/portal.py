@@ -208,7 +208,8 @@ def _forget_portals() -> None:
 _inherited: list[Portal] = []
 
 
-def _close_portals() -> None:
+def close_portals() -> None:
+    """End all connections of this process, at its exit; a file system that is used again opens another."""
     until = time.monotonic() + EXIT_SECONDS
     for portal in list(_portals.values()):
         portal.close(max(until - time.monotonic(), 0.0))
@@ -216,4 +217,4 @@ def _close_portals() -> None:
 
 if hasattr(os, "register_at_fork"):  # Windows has no fork
     os.register_at_fork(after_in_child=_forget_portals)
-atexit.register(_close_portals)
+atexit.register(close_portals)
