@@ -41,9 +41,9 @@ log = logging.getLogger(__name__)
 # Each READ that waits for the network holds a task, and `stat` must find one free beside 200 readers.
 MOST_REQUESTS = 1000
 
-# The kernel's read-ahead, in KiB: 128 by default. A sequential read is split into requests of that size, up to 1 MiB,
-# the largest that one request can be. Measured, warm: 1.5 GB/s at 128, 2.5 at 1024, 2.2 at 4096.
-READ_AHEAD_KB = 1024
+# The kernel's read-ahead, in KiB: 128 by default. A sequential read is split into requests of up to that size, and a
+# `stat` waits for those before it. DECISIONS has what was measured at 128, 256 and 1024.
+READ_AHEAD_KB = 256
 
 # mallopt(3): buffers from this size on have pages of their own, which return to the kernel with each buffer. glibc
 # begins so, but takes the size of any freed buffer as the next limit; small buffers that stay then lie between large
