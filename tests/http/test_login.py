@@ -928,7 +928,10 @@ async def test_a_session_is_kept_under_the_name_that_logged_in(tmp_path):
 
 @pytest.mark.parametrize(
     ("location", "text"),
-    [("https://e.org/x?token=1?", "redirects to https://e.org/x:"), (None, "redirects to another address:")],
+    [
+        ("https://e.org/x?token=1?", f"{URL}/ redirects to https://e.org/x:"),
+        (None, f"{URL}/ redirects to another address:"),
+    ],
 )
 async def test_a_redirect_names_the_other_address(location, text):
     headers = {"location": location} if location else {}

@@ -61,6 +61,7 @@ def test_retry_after_is_seconds():
 @pytest.mark.parametrize(("header", "date"), [(DATE, DATE), ("x" * 65, ""), ("", "")])
 def test_a_date_is_printable_and_short(header, date):
     assert last_modified(with_headers(("last-modified", header))) == date
+    assert last_modified(reply()) == ""
 
 
 @pytest.mark.parametrize(
