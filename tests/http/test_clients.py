@@ -10,6 +10,7 @@ import pytest
 
 from xnatfs.http import clients
 from xnatfs.http.clients import RecordsBackend
+from xnatfs.settings.config import Config
 
 
 class Records:
@@ -65,3 +66,18 @@ async def test_a_read_returns_no_more_than_its_limit_or_what_was_requested(conne
     assert await secure.read(100) == b"b" * 5 + b"c" * 10
     with pytest.raises(ssl.SSLWantReadError):
         await secure.read(100)
+    monkeypatch.setattr(clients, "SOCKET_READ_BYTES", 5)
+    another = await connection.start_tls(ssl.create_default_context(), "host")
+    assert await another.read(15) == b"a" * 10 + b"b" * 5
+
+
+@pytest.mark.parametrize("proxy", ["", "http://proxy.example.org:3128"])
+async def test_connections_read_so_through_a_proxy_too(monkeypatch, proxy):
+    for name in ("https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    async with clients.open_clients(Config("https://xnat.example.org")) as found:
+        pools = [pool for client in (found.http, found.probe) for pool in clients._pools(client)]
+        assert any(isinstance(pool, httpcore.AsyncHTTPProxy) for pool in pools) is bool(proxy)
+        assert {type(pool._network_backend) for pool in pools} == {RecordsBackend}

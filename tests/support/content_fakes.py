@@ -35,7 +35,7 @@ def patient() -> MockClock:
 def descriptors() -> set[str]:
     """Return the open descriptors of this process, without those of garbage and of servers that other tests have left.
 
-    Both may be closed at any time: a server's thread ends once the peer of its socket is silent for long enough.
+    Both may be closed at any time, by the collector or by a thread of such a server.
     """
     gc.collect()
     found = set()

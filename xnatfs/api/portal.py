@@ -209,7 +209,7 @@ _inherited: list[Portal] = []
 
 
 def close_portals() -> None:
-    """End all connections of this process, at its exit; a file system that is used again opens another."""
+    """End all portals of this process, as at its exit; a file system that is used afterwards opens another one."""
     until = time.monotonic() + EXIT_SECONDS
     for portal in list(_portals.values()):
         portal.close(max(until - time.monotonic(), 0.0))

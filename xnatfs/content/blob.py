@@ -82,8 +82,8 @@ class Blob:
     async def read_into(self, buffer: memoryview, offset: int) -> memoryview:
         """Return as many bytes as a buffer has room for, as `read` does, in a part of it or of the blob's own memory.
 
-        A new object for each reply of 1 MiB would have its pages mapped and given back: a read from the cache would
-        take three times as long.
+        A new object for each reply of 128 KiB or more would have its pages mapped and given back: reads of 1 MiB from
+        the cache took three times as long.
         """
         end = await self._received(offset, len(buffer))
         if self.memory is not None:

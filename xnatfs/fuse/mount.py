@@ -135,7 +135,7 @@ async def _serve(
             nursery.start_soon(_obey, signals, ended, partial(log_state, site, operations), reload)
             if options.fuse_fd is None:  # of an exec there may be many on one mountpoint
                 nursery.start_soon(control_mount, site, operations, config, options.mountpoint)
-            nursery.start_soon(keep_collections_short)  # the Python API, in its user's process, does not
+            nursery.start_soon(keep_collections_short)  # of this process; the Python API runs in its user's
             nursery.start_soon(_when_running, operations, ready, options.mountpoint)
             await pyfuse3.main(max_tasks=MOST_REQUESTS)
             nursery.cancel_scope.cancel()

@@ -136,7 +136,10 @@ class SeriesPrefetch:
     def _stop(self, ended: Collection[Series]) -> None:
         for series in ended:
             if (tar := self._tars.get(series)) is not None:
-                log.info("the tar of resource %s is stopped: its files are not read next", series.resource)
+                log.info(
+                    "the tar of resource %s is stopped: its session is read elsewhere, or was listed anew",
+                    series.resource,
+                )
                 tar.scope.cancel()
 
     def _begin_following(self, session: SessionReads) -> None:

@@ -13,7 +13,6 @@ from xnatfs.transfer.uploads.journal import Journal
 
 async def test_a_count_that_older_files_hide_is_waited_for_a_minute(monkeypatch, autojump_clock):
     """End a wait once the archived session has not grown for a minute, and not after the four hours of --wait."""
-
     files = [FileRow("1", f"{n}.dcm", 1, "", "", "", n) for n in range(3)]
 
     async def in_archive(xnat: object, target: object) -> tuple[str, list[FileRow]]:

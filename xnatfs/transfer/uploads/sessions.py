@@ -19,6 +19,7 @@ from xnatfs.transfer.uploads.import_service import ImportService, NotTaken, Over
 from xnatfs.transfer.uploads.journal import DONE, NEW, SENT, Batch, Journal, Mode
 from xnatfs.transfer.uploads.request_bodies import Part, Sending, as_file, as_tar, as_zip, with_length
 
+# Batches in flight by default, as many as xnatctl on PyPI has.
 PARALLEL_BATCHES = 4
 
 
